@@ -1,0 +1,82 @@
+"""Every configuration parses; every overlay fits over every base and leaves its module's class as it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import yaml
+
+from w2sr.cli import EPILOG, W2SRCLI, RunConfig, register_strategies
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+BASES = sorted(CONFIGS.glob("*.yaml"))
+OVERLAYS = sorted(path for folder in ("model", "data", "trainer") for path in (CONFIGS / folder).glob("*.yaml"))
+
+
+def parse(*files: Path, extra: tuple[str, ...] = ()) -> Any:
+    """The configuration of `fit` or `test` as the command line sees it, nothing instantiated."""
+    register_strategies()
+    verb = "test" if files[0].stem == "eval" else "fit"
+
+    class ParseOnly(W2SRCLI):
+        def instantiate_classes(self) -> None:
+            self.parsed = self.config[verb]
+
+        def _run_subcommand(self, subcommand: str) -> None:
+            pass
+
+    arguments = [verb, *(word for file in files for word in ("--config", str(file))), *extra]
+    return ParseOnly(
+        L.LightningModule,
+        L.LightningDataModule,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        save_config_callback=RunConfig,
+        parser_kwargs={"epilog": EPILOG},
+        args=arguments,
+    ).parsed
+
+
+def test_there_are_bases_and_overlays() -> None:
+    assert {path.stem for path in BASES} >= {"w2sr", "w2sr_p", "w2sr_n", "eval"}
+    assert len(OVERLAYS) >= 12
+
+
+@pytest.mark.parametrize("base", BASES, ids=lambda path: path.stem)
+def test_every_overlay_fits_over_every_base(base: Path) -> None:
+    alone = parse(base)
+    for overlay in OVERLAYS:
+        both = parse(base, overlay)
+        assert both.model.class_path == alone.model.class_path, overlay
+        assert both.data.class_path == alone.data.class_path, overlay
+        (key,) = yaml.safe_load(overlay.read_text())
+        assert both[key] != alone[key] or overlay.stem in ("miniature", "cpu"), f"{overlay} changes nothing"
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_an_overlay_has_one_top_level_key_and_no_class_path(overlay: Path) -> None:
+    content = yaml.safe_load(overlay.read_text())
+    assert list(content) == [overlay.parent.name]
+    assert "class_path" not in overlay.read_text()
+
+
+def test_the_papers_scale_is_what_the_overlays_say() -> None:
+    files = ["w2sr_p.yaml", "model/qwen2.5-math-7b.yaml", "data/math_l3to5.yaml", "trainer/fsdp2.yaml"]
+    parsed = parse(*(CONFIGS / file for file in files))
+    assert parsed.model.init_args.student == "Qwen/Qwen2.5-Math-7B"
+    assert parsed.model.init_args.stop_token == "<|im_end|>"
+    assert parsed.model.init_args.learning_rates["sft"] == 2e-5
+    assert parsed.data.init_args.step_sequences == 128
+    assert parsed.data.init_args.keep == "P"
+    assert list(parsed.data.init_args.benchmarks) == ["math500"]
+    assert parsed.trainer.strategy == "fsdp2"
+
+
+def test_the_three_filters_differ_in_nothing_else() -> None:
+    texts = [(CONFIGS / f"{name}.yaml").read_text().splitlines()[1:] for name in ("w2sr_p", "w2sr_n", "w2sr")]
+    for other in texts[1:]:
+        changed = [(a.strip(), b.strip()) for a, b in zip(texts[0], other, strict=True) if a != b]
+        assert [a.split(":")[0] for a, _ in changed] == ["keep", "default_root_dir"]

@@ -1,0 +1,210 @@
+"""Extraction rules on small completions whose answers the eye can see."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+
+from w2sr.verify import extract, parse_rules
+
+
+def answer_by(rule: str, completion: str) -> str | None:
+    return extract(completion, parse_rules([rule])).answer
+
+
+@pytest.mark.parametrize(
+    ("completion", "answer"),
+    [
+        (r"\boxed{41}", "41"),
+        (r"first \boxed{41}, then \boxed{42}.", "42"),
+        (r"\boxed{\frac{1}{2}}", r"\frac{1}{2}"),
+        (r"\boxed{\{1, 2\}}", r"\{1, 2\}"),
+        (r"\boxed {7}", "7"),
+        (r"\fbox{7}", "7"),
+        (r"$\boxed 7$ is it", "7"),
+        (r"\boxed\frac{3}{4}$", r"\frac{3}{4}"),
+        (r"\boxed{\boxed{7}}", "7"),
+        (r"\boxed{7}} and {more", "7"),  # stray braces outside
+        (r"\boxed{7 + \fbox{8}}", r"7 + \fbox{8}"),  # the outermost box, not the last command
+        (r"\boxed{7}, as \boxed{} asked", "7"),  # an echo of the instruction is empty
+        (r"\boxed{7. }", "7"),
+        (r"I write \boxed{ and then \boxed{7}", "7"),  # the unclosed one came first
+        (r"\boxed{7} so it is \boxed{\frac{7", None),  # cut inside its answer
+        (r"\boxedness{7}", None),
+        ("the answer is 7", None),
+        (r"\boxed{}", None),
+        (r"\boxed", None),
+    ],
+)
+def test_boxed(completion: str, answer: str | None) -> None:
+    assert answer_by("boxed", completion) == answer
+
+
+@pytest.mark.parametrize(
+    ("completion", "answer"),
+    [
+        ("2+2\n#### 4", "4"),
+        ("#### 3\nno\n####5 \n", "5"),
+        ("#### 3\n####\n", "3"),
+        ("#### 1,234.5", "1,234.5"),
+        ("### 3", None),
+    ],
+)
+def test_hash(completion: str, answer: str | None) -> None:
+    assert answer_by("hash", completion) == answer
+
+
+@pytest.mark.parametrize(
+    ("completion", "answer"),
+    [
+        ("<answer>4</answer>", "4"),
+        ("<answer>3</answer> no: <Answer>\n 4 </Answer>", "4"),
+        ("<answer>3</answer> no: <answer>4", None),
+        ("<answer></answer>", None),
+        ("</answer>4<answer>", None),
+        ("İİİ<answer>4</answer>", "4"),  # a letter that grows in lower case
+    ],
+)
+def test_answer_tag(completion: str, answer: str | None) -> None:
+    assert answer_by("answer_tag", completion) == answer
+
+
+@pytest.mark.parametrize(
+    ("completion", "answer"),
+    [
+        ("so she has 16 - 3 = 13 eggs.", "13"),
+        ("so it falls to -13.", "-13"),
+        ("16-3", "3"),  # an operand stands before the minus
+        ("(x)-3", "3"),
+        ("x = -3", "-3"),
+        ("that makes −3 degrees", "−3"),
+        ("$1,234.50.", "$1,234.50"),
+        ("-$5", "-$5"),
+        ("it is 3.", "3"),
+        ("it is .5", ".5"),
+        ("1, 2, 3", "3"),
+        ("3/4 of it", "3/4"),
+        (r"it is -\frac{3}{4}.", r"-\frac{3}{4}"),
+        ("45%", "45%"),
+        (r"45\%", r"45\%"),
+        ("5 apples in room B12", "5"),  # a digit inside a word is no number
+        ("no number", None),
+        ("٣", None),
+    ],
+)
+def test_last_number(completion: str, answer: str | None) -> None:
+    assert answer_by("last_number", completion) == answer
+
+
+@pytest.mark.parametrize(
+    ("rule", "completion", "answer"),
+    [
+        ("after:A:", "2+2=4\nA: 26", "26"),
+        ("after:A:", "A: 3\nA: $4.50.", "$4.50"),
+        ("after:A:", "in the USA: 26", None),
+        ("after:Answer:", "**Answer:** 26", "26"),
+        ("after:Answer:", "Answer:\n\n26\nbye", "26"),
+        ("after:Answer:", "Answer:", None),
+        ("after:=>", "x=>26", "26"),
+    ],
+)
+def test_after(rule: str, completion: str, answer: str | None) -> None:
+    assert answer_by(rule, completion) == answer
+
+
+@pytest.mark.parametrize(
+    ("completion", "answer"),
+    [
+        ('{"reasoning": "9 * 2 = 18", "answer": "18"}', "18"),
+        ('{"answer": 18}', "18"),
+        ('{"answer": -1,234.5, "unit": "m"}', "-1,234.5"),
+        ('{"answer": 220 + 90 + 60\n}', "220 + 90 + 60"),
+        ('{"answer": $2050\n}', "$2050"),
+        ("{'answer': '18'}", "18"),
+        ('```json\n{"answer": "18"}\n```</s></s>', "18"),
+        ('{"answer": "3"}\nThe final answer is `"answer": "4"`', "4"),
+        ('{"answer": "answer": "7.5"\n}', "7.5"),  # seen in real traces
+        (r'{"reasoning": "by \(x\)", "answer": "\(18\)"}', r"\(18\)"),  # \( is no JSON escape
+        (r'{"answer": "\frac{1}{2}"}', r"\frac{1}{2}"),  # \f is one, but not meant
+        (r'{"answer": "\\frac{1}{2}"}', r"\frac{1}{2}"),
+        (r'{"answer": "5\" wide \u00bd\/1"}', '5" wide ½/1'),
+        ('{"answer": "he said "5" ok", "x": 1}', 'he said "5" ok'),
+        ('{"answer": "line 1\nline 2"}', "line 1\nline 2"),
+        ('{"answer": "18\n}\n```', "18"),  # the closing quote is missing
+        ('{"answer": "18,\n "note": "x"}', "18"),
+        ('{"answer": "1', None),  # cut: digits may be missing
+        ('{"answer": 1', None),
+        ('{"answer": ', None),
+        ('{"answer": null}', None),
+        ('{"answer": {"a": 1}}', None),
+        ('{"answer": [1, 2]}', "[1, 2]"),
+        ('{"answer": ""}', None),
+        ('{"answers": "18"}', None),
+        ("18", None),
+    ],
+)
+def test_json_value(completion: str, answer: str | None) -> None:
+    assert answer_by("json:answer", completion) == answer
+
+
+@pytest.mark.parametrize(
+    ("completion", "opens", "answer"),
+    [
+        ("<think> 3 or 4? </think> 5", False, "5"),
+        ("3 or 4? </think> 5", True, "5"),
+        ("<think> 3 </think> hm <think> 4 </think> 5", False, "5"),
+        ("<think> so it may be 3", False, None),  # cut while thinking: no interim number counts
+        ("<think> 3 </think> <think> 4", False, None),
+        ("so it may be 3", True, None),  # the prompt opened the block
+        ("so it may be 3", False, "3"),
+    ],
+)
+def test_only_the_text_after_the_thinking_is_read(completion: str, opens: bool, answer: str | None) -> None:
+    assert extract(completion, parse_rules(["last_number"]), prompt_opens_think=opens).answer == answer
+
+
+def test_the_first_rule_that_finds_something_wins_and_is_named() -> None:
+    rules = parse_rules(["hash", "boxed", "last_number"])
+    assert extract(r"\boxed{5} 6", rules) == ("5", "boxed")
+    assert extract(r"#### 4 \boxed{5} 6", rules) == (r"4 \boxed{5} 6", "hash")
+    assert extract("6", rules) == ("6", "last_number")
+    assert extract("six", rules) == (None, "")
+
+
+def test_unknown_rules_are_refused_with_the_nearest_name() -> None:
+    with pytest.raises(ValueError, match=r"Unknown extraction rule 'boxd'\. Did you mean boxed"):
+        parse_rules(["boxd"])
+    with pytest.raises(ValueError, match="'json' lacks its argument: write json:KEY"):
+        parse_rules(["json"])
+    with pytest.raises(ValueError, match="No extraction rule"):
+        parse_rules([])
+    with pytest.raises(ValueError, match="list of names"):
+        parse_rules("boxed")
+
+
+@pytest.mark.parametrize("rule", ["boxed", "hash", "answer_tag", "last_number", "after:A:", "json:answer"])
+@pytest.mark.parametrize(
+    "unit", ["{", r"\boxed{", "7", "#", "<answer>", '"answer": "', " ", "\\", "A:", "-", "1,", "é"]
+)
+def test_no_rule_needs_more_than_linear_time(rule: str, unit: str) -> None:
+    """400,000 characters: a quadratic rule would run for many minutes here, a linear one for a fraction of a second."""
+    answer_by(rule, unit * (400_000 // len(unit)))
+
+
+@pytest.mark.parametrize(
+    ("name", "rule", "least"),
+    [
+        ("zeroeval_gsm8k_weak_to_strong", "json:answer", 9_150),  # of 9,233
+        ("openai_gsm8k_example_model_solutions", "after:A:", 5_265),  # of 5,276; the other 11 ran into the limit
+        ("rgym_math_mistral-small-24b", "answer_tag", 5_001),  # of 5,200; the other 199 wrote no tag
+        ("r1_distill_longcot_with_token_ids", "boxed", 37),  # of 112; 52 were cut while thinking
+        ("qwen25math_example_math100", "boxed", 800),  # of 800
+    ],
+)
+def test_real_traces_yield_their_answers(shared_data: Path, name: str, rule: str, least: int) -> None:
+    with gzip.open(shared_data / "traces" / f"{name}.jsonl.gz", "rt", encoding="utf-8") as lines:
+        completions = [json.loads(line)["response"] for line in lines]
+    assert sum(answer_by(rule, completion) is not None for completion in completions) >= least

@@ -1,0 +1,8 @@
+"""The Lightning callbacks: what a run measures, shows and leaves behind."""
+
+from w2sr.callbacks.evaluation import EvalWriter, FinalTable
+from w2sr.callbacks.export import ExportStudent
+from w2sr.callbacks.samples import SampleText
+from w2sr.callbacks.throughput import Throughput
+
+__all__ = ["EvalWriter", "ExportStudent", "FinalTable", "SampleText", "Throughput"]

@@ -1,0 +1,83 @@
+"""The student as a Hugging Face directory with a model card."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.utilities import rank_zero_only
+
+from w2sr import __version__
+
+
+class ExportStudent(L.Callback):
+    """Writes `student/` into the run directory when `fit` ends: safetensors, tokenizer, generation config, card.
+
+    Args:
+        licence: SPDX name for the model card; the student inherits its base model's and its traces' terms.
+    """
+
+    def __init__(self, licence: str = "other") -> None:
+        self.licence = licence
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        folder = Path(trainer.default_root_dir) / "student"
+        pl_module.save_student(folder)
+        self._write_card(trainer, pl_module, folder)
+
+    @rank_zero_only
+    def _write_card(self, trainer: L.Trainer, pl_module: Any, folder: Path) -> None:
+        selection = json.loads((folder.parent / "selection.json").read_text())
+        card = model_card(
+            base_model=pl_module.student,
+            licence=self.licence,
+            selection=selection,
+            num_steps=trainer.global_step,
+            num_tokens=pl_module.num_trained_tokens,
+            stop_tokens=[pl_module.chat.tokenizer.convert_ids_to_tokens(i) for i in pl_module.chat.stop_token_ids],
+            command=" ".join(sys.argv),
+        )
+        (folder / "README.md").write_text(card)
+
+
+def model_card(
+    *,
+    base_model: str,
+    licence: str,
+    selection: dict[str, Any],
+    num_steps: int,
+    num_tokens: int,
+    stop_tokens: list[str],
+    command: str,
+) -> str:
+    """The text of a student's README.md: what it was trained on, how, and on whose terms."""
+    gates = "\n".join(
+        f"| {row['gate']} | {row['num_in']:,} | {row['num_removed']:,} | {row['num_out']:,} |"
+        for row in selection["table"]["gates"]
+    )
+    return f"""---
+base_model: {json.dumps(base_model)}
+library_name: transformers
+license: {licence}
+tags: [w2sr, weak-to-strong-reasoning]
+---
+# Student of {", ".join(selection["teachers"])}
+
+`{base_model}`, fine-tuned with w2sr {__version__} on chain-of-thought traces of a weaker teacher (arXiv 2505.20072).
+
+- Teacher: {", ".join(f"`{teacher}`" for teacher in selection["teachers"])}
+- Filter: `keep: {selection["keep"]}`
+- Traces: {selection["num_train_traces"]:,}, with {selection["num_train_tokens"]:,} tokens
+- Training: {num_steps:,} optimizer steps, {num_tokens:,} tokens
+- Completions end with: {", ".join(f"`{token}`" for token in stop_tokens)}
+- Command: `{command}`
+
+| gate | in | removed | out |
+|---|---:|---:|---:|
+{gates}
+
+The student inherits the terms of its base model and of the teacher's traces.
+"""

@@ -1,0 +1,162 @@
+"""From data files of a config to problems, traces and verifiers: local files, trace stores and hub data sets."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+from lightning.pytorch.utilities import rank_zero_info
+from torch.utils.data import DataLoader
+
+from w2sr.locations import locate
+from w2sr.problems import read_choice_problems, read_problems
+from w2sr.rows import OnBadRow
+from w2sr.traces import read_traces
+from w2sr.types import DataFile, Problem, ProblemBatch, Trace
+from w2sr.verify import Verifier, extract, parse_rules, usable_references
+
+OnBadReference = Literal["error", "skip"]
+
+
+def load_problems(
+    name: str,
+    file: DataFile,
+    verifier: Verifier,
+    *,
+    seed: int,
+    on_bad_row: OnBadRow = "error",
+    on_bad_reference: OnBadReference = "error",
+) -> list[Problem]:
+    """The problems of a benchmark, all with source `name`. Bad references are refused or skipped, named and counted.
+
+    Raises:
+        ValueError: neither a file of this machine nor a hub name, or what the readers raise.
+        ConnectionError: a hub name that cannot be reached.
+    """
+    rows = _rows(file)
+    if file.choices:
+        problems = read_choice_problems(rows, file.columns or {}, seed=seed, source=name, on_bad_row=on_bad_row)
+    else:
+        problems = read_problems(rows, _plain_columns(file), source=name, on_bad_row=on_bad_row)
+    problems = problems[: file.limit]
+    if file.reference_rule:
+        rule = parse_rules([file.reference_rule])
+        problems = [p._replace(reference_answer=extract(p.reference_answer, rule).answer or "") for p in problems]
+    problems, complaints = usable_references(problems, verifier, on_bad_reference)
+    for complaint in complaints:
+        rank_zero_info(f"{name}: skipped {complaint}")
+    return problems
+
+
+def _plain_columns(file: DataFile) -> dict[str, str] | None:
+    """Column names, each one text. Lists of columns belong to multiple choice."""
+    if file.columns is None:
+        return None
+    lists = {field: spec for field, spec in file.columns.items() if not isinstance(spec, str)}
+    if lists:
+        raise ValueError(f"{file.path}: columns {lists} name lists; only choices: true has fields of several columns.")
+    return {field: str(spec) for field, spec in file.columns.items()}
+
+
+def _rows(file: DataFile) -> Path | list[Mapping[str, object]]:
+    path = locate(file.path)
+    if path.exists():
+        return path
+    if path.suffix in (".jsonl", ".gz", ".csv", ".parquet", ".json") or file.path.count("/") != 1:
+        raise ValueError(
+            f"there is no data file '{file.path}' (working directory {Path.cwd()}), and it is no hub name of the form "
+            "organisation/dataset. Give a file that is there, or such a name."
+        )
+    return _hub_rows(file)
+
+
+def _hub_rows(file: DataFile) -> list[Mapping[str, object]]:
+    """The rows of a hub data set. `datasets` is imported here, because importing it takes a second."""
+    from datasets import load_dataset
+
+    try:
+        return list(load_dataset(file.path, file.config, split=file.split))
+    except (ConnectionError, OSError) as error:
+        raise ConnectionError(
+            f"the hub data set '{file.path}' (config {file.config}, split {file.split}) is not in the local cache and "
+            f"the hub cannot be reached ({type(error).__name__}). Connect, or give the path of a local copy."
+        ) from error
+
+
+def build_verifiers(files: Mapping[str, DataFile], timeout_s: float) -> dict[str, Verifier]:
+    """One verifier for each benchmark, by its extraction rules. Worker processes start when first needed."""
+    return {name: Verifier(file.rules, file.kind, timeout_s) for name, file in files.items()}
+
+
+def load_traces(
+    files: Sequence[DataFile], *, on_bad_row: OnBadRow, on_bad_reference: OnBadReference, timeout_s: float
+) -> list[Trace]:
+    """The traces of all files, each with a verdict: rows that bear none are verified by their file's rules.
+
+    Prints what was read and how it was judged.
+    """
+    traces: list[Trace] = []
+    for file in files:
+        read, num_skipped = read_traces(locate(file.path), _plain_columns(file), on_bad_row=on_bad_row)
+        read = read[: file.limit]
+        with Verifier(file.rules, file.kind, timeout_s) as verifier:
+            judged, num_bad = verify_traces(read, verifier, on_bad_reference)
+        verdicts = ", ".join(f"{label} {count:,}" for label, count in Counter(t.verdict for t in judged).most_common())
+        rank_zero_info(
+            f"{file.path}: {len(read):,} traces read, {num_skipped:,} bad rows and {num_bad:,} bad references skipped; "
+            f"{verdicts}"
+        )
+        traces += judged
+    return traces
+
+
+def verify_traces(
+    traces: Sequence[Trace], verifier: Verifier, on_bad_reference: OnBadReference
+) -> tuple[list[Trace], int]:
+    """The traces with verdicts, and how many were left out because their reference answer cannot be used.
+
+    A verdict that a trace bears already is kept.
+    """
+    references = {
+        trace.problem_id: Problem(trace.problem_id, trace.source, trace.problem, trace.reference_answer)
+        for trace in traces
+        if not trace.verdict
+    }
+    good, _ = usable_references(references.values(), verifier, on_bad_reference)
+    usable = {problem.problem_id for problem in good} | {trace.problem_id for trace in traces if trace.verdict}
+    kept = [trace for trace in traces if trace.problem_id in usable]
+    bare = [trace for trace in kept if not trace.verdict]
+    verdicts = iter(verifier.verify_all([(trace.completion, trace.reference_answer) for trace in bare]))
+    judged: list[Trace] = []
+    for trace in kept:
+        if trace.verdict:
+            judged.append(trace)
+            continue
+        verdict = next(verdicts)
+        judged.append(
+            replace(
+                trace,
+                answer=verdict.answer,
+                answer_rule=verdict.rule,
+                verdict=verdict.label,
+                verdict_reason=verdict.reason,
+                grader=verdict.grader,
+                grader_version=verdict.grader_version,
+            )
+        )
+    return judged, len(traces) - len(kept)
+
+
+def problem_loader(problems: Sequence[Problem], batch_size: int, rank: int, world_size: int) -> DataLoader[Any]:
+    """Batches of this rank's share. Every rank has equally many, filled up with problems of weight 0."""
+    num_each = -(-len(problems) // world_size)
+    mine = [(problem, 1.0) for problem in problems[rank::world_size]]
+    mine += [(problems[0], 0.0)] * (num_each - len(mine))
+    batches = [
+        ProblemBatch(*(tuple(column) for column in zip(*mine[start : start + batch_size], strict=True)))
+        for start in range(0, len(mine), batch_size)
+    ]
+    return DataLoader(batches, batch_size=None)  # type: ignore[arg-type]

@@ -1,0 +1,113 @@
+"""Whole optimizer steps as batches: a data set of steps, and a sampler that needs no state of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import lightning as L
+import numpy as np
+from torch.utils.data import Dataset, Sampler
+
+from w2sr.packing import EpochPlan, num_loss_tokens, pack_row, plan_epoch, steps_per_epoch
+from w2sr.types import Segment, StepBatch
+
+
+class StepDataset(Dataset[StepBatch]):
+    """Item `epoch · num_steps + step` is that optimizer step's share of one rank.
+
+    Args:
+        segments: tokenised traces, none longer than a row.
+        seed, max_tokens, step_sequences, step_tokens, window: see `plan_epoch`.
+        rank, world_size: which rows of a step are this rank's.
+        pad_rows: fill every row up to `max_tokens`, for compiled models that want one shape.
+    """
+
+    def __init__(
+        self,
+        segments: Sequence[Segment],
+        *,
+        seed: int,
+        max_tokens: int,
+        step_sequences: int | None,
+        step_tokens: int | None,
+        window: int,
+        rank: int,
+        world_size: int,
+        pad_rows: bool = False,
+    ) -> None:
+        self.segments = segments
+        self.lengths = np.array([len(segment) for segment in segments], dtype=np.int64)
+        self.loss_tokens = np.array([segment.num_loss_tokens for segment in segments], dtype=np.int64)
+        self.rank, self.world_size = rank, world_size
+        self.max_tokens, self.pad_rows = max_tokens, pad_rows
+        self.num_steps = steps_per_epoch(self.lengths, step_sequences=step_sequences, step_tokens=step_tokens)
+        self._arguments: dict[str, Any] = {
+            "seed": seed,
+            "max_tokens": max_tokens,
+            "step_sequences": step_sequences,
+            "step_tokens": step_tokens,
+            "window": window,
+        }
+        self._plan: tuple[int, EpochPlan] | None = None
+
+    def plan(self, epoch: int) -> EpochPlan:
+        """The plan of an epoch. The last one asked for is kept."""
+        if self._plan is None or self._plan[0] != epoch:
+            self._plan = (epoch, plan_epoch(self.lengths, epoch=epoch, **self._arguments))
+        return self._plan[1]
+
+    def __getitem__(self, index: int) -> StepBatch:
+        epoch, step = divmod(index, self.num_steps)
+        plan = self.plan(epoch)
+        rows = plan.rank_rows(step, self.rank, self.world_size)
+        pad_to = self.max_tokens if self.pad_rows else None
+        members = [int(member) for row in rows for member in row]
+        return StepBatch(
+            rows=[pack_row([self.segments[member] for member in row], pad_to=pad_to) for row in rows],
+            num_loss_tokens=num_loss_tokens(plan.step_rows(step), self.loss_tokens),
+            lengths=tuple(self.lengths[members].tolist()),
+            trace_ids=tuple(self.segments[member].segment_id for member in members),
+            capacity=len(rows) * self.max_tokens,
+        )
+
+
+class StepSampler(Sampler[int]):
+    """The steps that remain of the trainer's present epoch: position follows from the number of batches begun.
+
+    A plain DataLoader with this sampler resumes exactly, mid-epoch and at epoch ends, with any number of workers.
+    """
+
+    def __init__(self, dataset: StepDataset, trainer: L.Trainer) -> None:
+        self.dataset, self.trainer = dataset, trainer
+
+    def __len__(self) -> int:
+        return self.dataset.num_steps
+
+    def __iter__(self) -> Iterator[int]:
+        num_epoch_steps = min(self.dataset.num_steps, int(self.trainer.num_training_batches))
+        begun = self.trainer.fit_loop.epoch_loop.batch_progress.total.ready
+        epoch, start = divmod(begun, num_epoch_steps)
+        yield from (epoch * self.dataset.num_steps + step for step in range(start, num_epoch_steps))
+
+
+class HeldOutSteps(Dataset[StepBatch]):
+    """Held-out traces in their own order, for the teacher-forced validation loss. Every rank has equally many items."""
+
+    def __init__(self, segments: Sequence[Segment], max_tokens: int, rank: int, world_size: int) -> None:
+        lengths = np.array([len(segment) for segment in segments], dtype=np.int64)
+        plan = plan_epoch(lengths, seed=0, epoch=0, max_tokens=max_tokens, step_sequences=len(segments))
+        self.rows = plan.rank_rows(0, rank, world_size)
+        self.segments, self.max_tokens = segments, max_tokens
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> StepBatch:
+        if index >= len(self.rows):
+            raise IndexError(index)
+        members = [self.segments[member] for member in self.rows[index]]
+        row = pack_row(members)
+        loss_tokens = sum(segment.num_loss_tokens for segment in members)
+        names = tuple(segment.segment_id for segment in members)
+        return StepBatch([row], loss_tokens, tuple(map(len, members)), names, self.max_tokens)

@@ -1,0 +1,183 @@
+"""Teacher traces to fine-tune on: read, verify, select, tokenise, pack; and the problems that judge the student."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, cast
+
+import lightning as L
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
+from torch.utils.data import DataLoader
+
+from w2sr.chat import Chat
+from w2sr.datamodules.sources import OnBadReference, build_verifiers, load_problems, load_traces, problem_loader
+from w2sr.datamodules.steps import HeldOutSteps, StepDataset, StepSampler
+from w2sr.packing import Overlong, handle_overlong
+from w2sr.rows import OnBadRow
+from w2sr.selection import Gates, Selection, select
+from w2sr.types import DataFile, Keep, Problem, Segment, Trace
+
+
+class TraceDataModule(L.LightningDataModule):
+    """Selected traces as packed optimizer steps for `fit`; validation and test problems beside them.
+
+    The student's tokens come from the module's `chat`: `trainer.lightning_module.chat`.
+
+    Args:
+        traces: trace stores or files of a teacher's outputs. Rows without a verdict are verified by the file's rules.
+        keep: `P` right answers; `N` wrong answers; `N_paper` everything not right; `all`.
+        gates: what else a trace must be (see `Gates`).
+        benchmarks: name → file of test problems, for the final table.
+        validation: name → file of validation problems, for Pass@1 while training.
+        held_out_frac: share of problems whose traces are held out for the validation loss.
+        max_tokens: tokens that a packed row holds.
+        step_sequences: traces of one optimizer step over all ranks (the authors' 128), or
+        step_tokens: its tokens; exactly one of the two.
+        window: optimizer steps that are packed together; more fill rows better.
+        overlong: what happens to a trace longer than a row: `error`, `drop` or `truncate`.
+        pad_rows: fill every row up to max_tokens (one shape for a compiled model).
+        on_bad_row: an unreadable row stops the run, or is skipped and counted.
+        on_bad_reference: likewise a reference answer that cannot be used.
+        timeout_s: seconds that the verifier may spend on one answer.
+        batch_problems: validation problems of a batch.
+        num_workers: processes that pack rows ahead.
+        seed: of the order of traces.
+    """
+
+    def __init__(
+        self,
+        traces: list[DataFile],
+        keep: Keep = "P",
+        gates: Gates = Gates(),
+        benchmarks: dict[str, DataFile] | None = None,
+        validation: dict[str, DataFile] | None = None,
+        held_out_frac: float = 0.0,
+        max_tokens: int = 8192,
+        step_sequences: int | None = 128,
+        step_tokens: int | None = None,
+        window: int = 1,
+        overlong: Overlong = "error",
+        pad_rows: bool = False,
+        on_bad_row: OnBadRow = "error",
+        on_bad_reference: OnBadReference = "error",
+        timeout_s: float = 5.0,
+        batch_problems: int = 512,
+        num_workers: int = 0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.traces, self.keep, self.gates = traces, keep, gates
+        self.benchmarks, self.validation = benchmarks or {}, validation or {}
+        self.held_out_frac = held_out_frac
+        self.max_tokens, self.overlong, self.pad_rows = max_tokens, overlong, pad_rows
+        self.step_sequences, self.step_tokens, self.window = step_sequences, step_tokens, window
+        self.on_bad_row, self.on_bad_reference, self.timeout_s = on_bad_row, on_bad_reference, timeout_s
+        self.batch_problems, self.num_workers, self.seed = batch_problems, num_workers, seed
+        self.verifiers = build_verifiers({**self.benchmarks, **self.validation}, timeout_s)
+        self.validation_problems: list[Problem] = []
+        self.test_problems: list[Problem] = []
+        self.selection: Selection | None = None
+        self.train_segments: list[Segment] = []
+        self.held_out_segments: list[Segment] = []
+
+    def setup(self, stage: str) -> None:
+        """Reads everything. Done once: Lightning calls it for every stage."""
+        if self.selection is not None:
+            return
+        self.validation_problems = self._problems(self.validation)
+        self.test_problems = self._problems(self.benchmarks)
+        traces = load_traces(
+            self.traces,
+            on_bad_row=self.on_bad_row,
+            on_bad_reference=self.on_bad_reference,
+            timeout_s=self.timeout_s,
+        )
+        self.selection = select(traces, keep=self.keep, **asdict(self.gates))
+        rank_zero_info(self.selection.format_table())
+        chat: Chat = cast(Any, self._trainer.lightning_module).chat
+        held_out = [trace for trace in self.selection.traces if self._is_held_out(trace)]
+        training = [trace for trace in self.selection.traces if not self._is_held_out(trace)]
+        self.train_segments, report = self._segments(chat, training)
+        self.held_out_segments, _ = self._segments(chat, held_out)
+        if report:
+            rank_zero_info(report)
+        self._write_selection(Path(self._trainer.default_root_dir), report)
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        dataset = StepDataset(
+            self.train_segments,
+            seed=self.seed,
+            max_tokens=self.max_tokens,
+            step_sequences=self.step_sequences,
+            step_tokens=self.step_tokens,
+            window=self.window,
+            rank=self._trainer.global_rank,
+            world_size=self._trainer.world_size,
+            pad_rows=self.pad_rows,
+        )
+        sampler = StepSampler(dataset, self._trainer)
+        return DataLoader(dataset, batch_size=None, sampler=sampler, num_workers=self.num_workers)
+
+    def val_dataloader(self) -> list[DataLoader[Any]]:
+        rank, world_size = self._trainer.global_rank, self._trainer.world_size
+        loaders: list[DataLoader[Any]] = []
+        if self.held_out_segments:
+            held_out = HeldOutSteps(self.held_out_segments, self.max_tokens, rank, world_size)
+            loaders.append(DataLoader(held_out, batch_size=None))
+        if self.validation_problems:
+            loaders.append(problem_loader(self.validation_problems, self.batch_problems, rank, world_size))
+        return loaders
+
+    def teardown(self, stage: str) -> None:
+        for verifier in self.verifiers.values():
+            verifier.close()
+
+    @property
+    def _trainer(self) -> L.Trainer:
+        assert self.trainer is not None, "the datamodule is used by a trainer"
+        return self.trainer
+
+    def _problems(self, files: dict[str, DataFile]) -> list[Problem]:
+        return [
+            problem
+            for name, file in files.items()
+            for problem in load_problems(
+                name,
+                file,
+                self.verifiers[name],
+                seed=self.seed,
+                on_bad_row=self.on_bad_row,
+                on_bad_reference=self.on_bad_reference,
+            )
+        ]
+
+    def _is_held_out(self, trace: Trace) -> bool:
+        """By a hash of the problem's id: all traces of a problem are on one side, whatever else is selected."""
+        digest = hashlib.blake2b(f"{self.seed}|{trace.problem_id}".encode(), digest_size=8).digest()
+        return int.from_bytes(digest, "big") < self.held_out_frac * 2**64
+
+    def _segments(self, chat: Chat, traces: Sequence[Trace]) -> tuple[list[Segment], str]:
+        if not traces:
+            return [], ""
+        segments, report = handle_overlong(chat.segments(traces), self.max_tokens, self.overlong)
+        return segments, str(report) if report.num_overlong else ""
+
+    @rank_zero_only
+    def _write_selection(self, folder: Path, overlong_report: str) -> None:
+        assert self.selection is not None
+        folder.mkdir(parents=True, exist_ok=True)
+        record = {
+            "keep": self.keep,
+            "gates": asdict(self.gates),
+            "table": json.loads(self.selection.to_json()),
+            "overlong": overlong_report,
+            "num_train_traces": len(self.train_segments),
+            "num_held_out_traces": len(self.held_out_segments),
+            "num_train_tokens": sum(map(len, self.train_segments)),
+            "teachers": sorted({trace.teacher for trace in self.selection.traces}),
+        }
+        (folder / "selection.json").write_text(json.dumps(record, indent=2) + "\n")

@@ -1,0 +1,95 @@
+"""Writes the miniature's data: `python -m w2sr.miniature.build problems` and `... traces`.
+
+`problems` writes the validation and test problems. `traces` lets the shipped teacher answer training problems, greedily
+and once each, as the paper does, verifies what it wrote and stores it: nothing in the store was made by a script.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import shutil
+from collections import Counter
+from dataclasses import asdict
+from importlib import metadata
+from pathlib import Path
+
+from w2sr.chat import Chat
+from w2sr.miniature.world import SOURCE, Split, problems
+from w2sr.policy import load_policy
+from w2sr.rollouts import EmbeddedGenerator
+from w2sr.traces import TraceWriter
+from w2sr.types import SampleRequest, Sampling, Trace
+from w2sr.verify import Verifier
+
+FOLDER = Path(__file__).parent
+SIZES: dict[Split, int] = {"validation": 300, "test": 1000, "train": 4000}
+SEED = 20_505
+TEACHER = "w2sr/miniature/teacher"
+
+
+def write_problems(split: Split, path: Path) -> None:
+    """Writes a split as JSON lines, the same bytes every time."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = [json.dumps(problem._asdict()) for problem in problems(split, SIZES[split], seed=SEED)]
+    path.write_bytes(gzip.compress(("\n".join(lines) + "\n").encode(), mtime=0))
+
+
+def write_traces(folder: Path, teacher: Path) -> Counter[str]:
+    """Samples, verifies and stores the teacher's traces. Returns the verdicts' counts."""
+    asked = {problem.problem_id: problem for problem in problems("train", SIZES["train"], seed=SEED)}
+    chat, policy = Chat.load(teacher), load_policy(teacher)
+    generator = EmbeddedGenerator(policy, chat.stop_token_ids, chat.decode)
+    requests = [SampleRequest(p.problem_id, 0, tuple(chat.prompt_ids(p.problem))) for p in asked.values()]
+    sampling = Sampling(temperature=0.0, max_new_tokens=160, seed=SEED)
+    verdicts: Counter[str] = Counter()
+    with TraceWriter(folder) as writer, Verifier(["boxed"]) as verifier:
+        for completion in generator.stream(requests, sampling):
+            problem = asked[completion.problem_id]
+            verdict = verifier.verify(completion.text, problem.reference_answer)
+            verdicts[verdict.label] += 1
+            writer.append(
+                Trace(
+                    problem_id=problem.problem_id,
+                    source=SOURCE,
+                    problem=problem.problem,
+                    reference_answer=problem.reference_answer,
+                    teacher=TEACHER,
+                    completion=completion.text,
+                    finish_reason=completion.finish_reason,
+                    num_tokens=len(completion.token_ids),
+                    answer=verdict.answer,
+                    answer_rule=verdict.rule,
+                    verdict=verdict.label,
+                    verdict_reason=verdict.reason,
+                    grader=verdict.grader,
+                    grader_version=verdict.grader_version,
+                    sampling=json.dumps(asdict(sampling)),
+                    seed=sampling.seed,
+                    template_hash=chat.template_hash,
+                    engine=f"w2sr embedded, transformers {metadata.version('transformers')}",
+                )
+            )
+        writer.seal()
+    return verdicts
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("what", choices=["problems", "traces"])
+    parser.add_argument("--out", type=Path, default=FOLDER, help="the miniature's folder")
+    args = parser.parse_args()
+    if args.what == "problems":
+        for split in ("validation", "test"):
+            write_problems(split, args.out / "data" / f"{split}.jsonl.gz")
+        return
+    folder = args.out / "traces"
+    if folder.exists():
+        shutil.rmtree(folder)
+    verdicts = write_traces(folder, args.out / "teacher")
+    print(f"{folder}: {sum(verdicts.values()):,} traces, {dict(verdicts)}")
+
+
+if __name__ == "__main__":
+    main()

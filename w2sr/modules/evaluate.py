@@ -1,0 +1,81 @@
+"""Evaluation of a model directory on benchmarks: `python lightning_cli.py test --config configs/eval.yaml`."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, cast
+
+import lightning as L
+
+from w2sr.attention import Engine
+from w2sr.chat import Chat, Template
+from w2sr.evaluation import evaluate
+from w2sr.policy import DTypeName, Policy, load_policy
+from w2sr.rollouts import EmbeddedGenerator
+from w2sr.types import EvalRecord, ProblemBatch, Sampling
+
+
+class EvalModule(L.LightningModule):
+    """Samples a model on benchmarks and verifies what it wrote. Writing result files is the `EvalWriter`'s work.
+
+    Args:
+        student: directory or hub name of the model that is evaluated.
+        teacher: not used; model overlays name it for the modules that train.
+        template: `auto` for the model's own chat template, or `qwen-base`, `qwen-instruct`, `simple`.
+        stop_token: the token that ends a completion; found from the template without it.
+        instruction: text appended to every problem (a chain-of-thought prompt), or none.
+        dtype: dtype of the weights.
+        attention: packed attention engine.
+        trust_remote_code: allow code from the model's repository.
+        sampling: temperature, top_p, token limit and seed. The paper evaluates at 0.6 and 0.95.
+        num_samples: completions a problem.
+        num_slots: sequences that are generated together.
+        learning_rates: not used; model overlays name them for the modules that train.
+    """
+
+    def __init__(
+        self,
+        student: str,
+        teacher: str | None = None,
+        template: Template = "auto",
+        stop_token: str | None = None,
+        instruction: str | None = None,
+        dtype: DTypeName = "float32",
+        attention: Engine | Literal["auto"] = "auto",
+        trust_remote_code: bool = False,
+        sampling: Sampling = Sampling(),
+        num_samples: int = 1,
+        num_slots: int = 128,
+        learning_rates: dict[str, float] | None = None,
+    ) -> None:
+        super().__init__()
+        self.student, self.teacher = student, teacher
+        self.template, self.stop_token, self.instruction = template, stop_token, instruction
+        self.dtype_name, self.attention, self.trust_remote_code = dtype, attention, trust_remote_code
+        self.sampling, self.num_samples, self.num_slots = sampling, num_samples, num_slots
+        self.policy: Policy | None = None
+        self.records: list[EvalRecord] = []
+
+    def configure_model(self) -> None:
+        if self.policy is not None:
+            return
+        self.chat = Chat.load(
+            self.student,
+            template=self.template,
+            stop_token=self.stop_token,
+            instruction=self.instruction,
+            trust_remote_code=self.trust_remote_code,
+        )
+        self.policy = load_policy(
+            self.student, dtype=self.dtype_name, attention=self.attention, trust_remote_code=self.trust_remote_code
+        )
+        self.chat.check_vocabulary(self.policy.vocab_size)
+
+    def on_test_epoch_start(self) -> None:
+        self.records = []
+
+    def test_step(self, batch: ProblemBatch, batch_idx: int) -> None:
+        assert self.policy is not None, "configure_model loads the policy"
+        generator = EmbeddedGenerator(self.policy, self.chat.stop_token_ids, self.chat.decode, num_slots=self.num_slots)
+        problems = [problem for problem, weight in zip(*batch, strict=True) if weight]
+        verifiers = cast(Any, self.trainer).datamodule.verifiers
+        self.records += evaluate(problems, self.chat, generator, verifiers, self.sampling, self.num_samples)

@@ -1,0 +1,66 @@
+"""What every training module does around its loss: parameter groups, the schedule, when ranks exchange gradients."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from lightning.pytorch.cli import OptimizerCallable
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+
+def build_optimizer(
+    optimizer: OptimizerCallable, learning_rate: float, named_parameters: Iterable[tuple[str, nn.Parameter]]
+) -> Optimizer:
+    """The optimizer over trainable parameters. Norms and biases (fewer than two dimensions) are not decayed."""
+    trainable = [(name, parameter) for name, parameter in named_parameters if parameter.requires_grad]
+    groups: list[dict[str, Any]] = [
+        {"params": [parameter for _, parameter in trainable if parameter.ndim >= 2], "lr": learning_rate},
+        {
+            "params": [parameter for _, parameter in trainable if parameter.ndim < 2],
+            "lr": learning_rate,
+            "weight_decay": 0.0,
+        },
+    ]
+    return optimizer([group for group in groups if group["params"]])
+
+
+def lr_factor(step: int, num_steps: int, warmup_frac: float, min_lr_frac: float) -> float:
+    """What the base learning rate is multiplied by at an optimizer step: linear warm-up, then cosine to `min_lr_frac`.
+
+    The step after the last one of the warm-up has the full rate.
+
+    >>> [round(lr_factor(step, 10, 0.2, 0.1), 3) for step in (0, 1, 2, 6, 10)]
+    [0.5, 1.0, 1.0, 0.55, 0.1]
+    """
+    num_warmup = math.ceil(warmup_frac * num_steps)
+    if step < num_warmup:
+        return (step + 1) / num_warmup
+    progress = min(1.0, (step - num_warmup) / max(1, num_steps - num_warmup))
+    return min_lr_frac + (1 - min_lr_frac) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def warmup_cosine(optimizer: Optimizer, num_steps: int, warmup_frac: float, min_lr_frac: float) -> LambdaLR:
+    """The schedule of `lr_factor`, to be stepped once an optimizer step."""
+    return LambdaLR(optimizer, lambda step: lr_factor(step, num_steps, warmup_frac, min_lr_frac))
+
+
+@contextmanager
+def gradient_sync(model: nn.Module, *, last: bool) -> Iterator[None]:
+    """Lets ranks exchange gradients in the last micro-step only. `model` is the strategy's wrapped model.
+
+    Gradients are sums, so leaving out the earlier exchanges changes the traffic and not the result.
+    """
+    if isinstance(model, nn.parallel.DistributedDataParallel) and not last:
+        with model.no_sync():
+            yield
+        return
+    for module in model.modules():
+        if isinstance(module, torch.distributed.fsdp.FSDPModule):
+            module.set_requires_gradient_sync(last, recurse=False)
+    yield

@@ -1,0 +1,166 @@
+"""A causal language model that reads packed rows: loading, saving, and log-probabilities of labels.
+
+Legend: T packed tokens, E hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+
+from w2sr.attention import ATTENTION_NAME, Engine, Layout, packed_layout, resolve_engine
+from w2sr.chat import Chat
+from w2sr.locations import locate_model
+from w2sr.logprobs import token_logprobs
+from w2sr.types import IGNORE_INDEX, PackedBatch
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+DTypeName = Literal["float32", "bfloat16"]
+
+
+@dataclass(frozen=True)
+class LoRA:
+    """Low-rank adapters (Hu et al., arXiv 2106.09685) on every linear layer of the blocks, by peft.
+
+    `rank` is the adapters' inner size, `alpha` / `rank` their scale.
+    """
+
+    rank: int = 16
+    alpha: int = 32
+    dropout: float = 0.0
+
+
+class Policy(nn.Module):
+    """A causal LM whose forward pass takes a packed row and returns the log-probability of every label.
+
+    Args:
+        lm: a transformers causal LM made with w2sr's attention (see `load_policy` and `new_policy`).
+        attention: engine for packed attention; `auto` takes the best one that the device has.
+    """
+
+    def __init__(self, lm: PreTrainedModel, attention: Engine | Literal["auto"] = "auto") -> None:
+        super().__init__()
+        softcap = getattr(lm.config, "final_logit_softcapping", None)
+        bias = getattr(lm.get_output_embeddings(), "bias", None)
+        if softcap is not None or bias is not None:
+            raise ValueError(
+                f"{type(lm).__name__} has logit soft-capping {softcap} and output bias {bias is not None}; the chunked "
+                "log-probabilities know neither. Use a model without them."
+            )
+        self.lm = lm
+        self.attention = attention
+        # in a tuple, because a module attribute would register every weight a second time
+        self._adapter: tuple[PeftModel] | None = None
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows of the embedding: every token id must be below."""
+        return int(cast(Any, self.lm.get_input_embeddings()).weight.shape[0])
+
+    def engine(self) -> Engine:
+        """The attention engine on the present device."""
+        return resolve_engine(self.attention, self.device)
+
+    def hidden(self, input_ids: Tensor, position_ids: Tensor, layout: Layout) -> Tensor:
+        """Last hidden states [T, E] of the tokens of one packed row [T]."""
+        output = self.lm.base_model(
+            input_ids=input_ids[None], position_ids=position_ids[None], use_cache=False, layout=layout
+        )
+        return cast(Tensor, output.last_hidden_state[0])
+
+    def logits(self, hidden_TE: Tensor) -> Tensor:
+        """Logits [T, V] in float32, for a few positions only: generation."""
+        return (hidden_TE @ self._output_weight().T).float()
+
+    def forward(self, batch: PackedBatch, temperature: float = 1.0) -> Tensor:
+        """Log-probabilities in nats, float32 [T], indexed like `batch.labels`; 0 where a label is IGNORE_INDEX.
+
+        Only labelled positions are projected to the vocabulary, a chunk at a time.
+        """
+        hidden_TE = self.hidden(batch.input_ids, batch.position_ids, packed_layout(batch, self.engine()))
+        labelled = (batch.labels != IGNORE_INDEX).nonzero()[:, 0]
+        logprobs = token_logprobs(hidden_TE[labelled], self._output_weight(), batch.labels[labelled], temperature)
+        # index_put keeps the graph alive in a row without labels: its gradient is then zero, not missing
+        return torch.zeros_like(batch.labels, dtype=torch.float32).index_put((labelled,), logprobs)
+
+    def add_lora(self, lora: LoRA) -> None:
+        """Freezes the weights and adds trainable adapters."""
+        from peft import LoraConfig, get_peft_model
+
+        config = LoraConfig(
+            r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules="all-linear", bias="none"
+        )
+        self._adapter = (cast("PeftModel", get_peft_model(self.lm, config)),)
+
+    def save(self, folder: str | Path, chat: Chat) -> None:
+        """Writes a Hugging Face directory: safetensors with adapters merged, tokenizer, generation config.
+
+        The generation config stops on the tokens that the student was trained to stop on.
+        """
+        self.lm.generation_config = GenerationConfig(
+            eos_token_id=list(chat.stop_token_ids), pad_token_id=chat.tokenizer.pad_token_id
+        )
+        self.lm.save_pretrained(folder, state_dict=self._merged_state())
+        chat.save(folder)
+
+    def _merged_state(self) -> dict[str, Tensor]:
+        """The weights under the model's own names, adapters merged in."""
+        if self._adapter is None:
+            return dict(self.lm.state_dict())
+        (adapter,) = self._adapter
+        cast(Any, adapter).merge_adapter()
+        state = {
+            name.replace(".base_layer", ""): weight.clone()
+            for name, weight in self.lm.state_dict().items()
+            if "lora_" not in name
+        }
+        cast(Any, adapter).unmerge_adapter()
+        return state
+
+    def _output_weight(self) -> Tensor:
+        return cast(Tensor, self.lm.get_output_embeddings().weight)
+
+
+def load_policy(
+    model_name_or_path: str | Path,
+    *,
+    dtype: DTypeName = "float32",
+    attention: Engine | Literal["auto"] = "auto",
+    trust_remote_code: bool = False,
+) -> Policy:
+    """Loads a causal LM from a directory or a hub name (see `locate_model`). Weights are safetensors only."""
+    model_name_or_path = locate_model(model_name_or_path)
+    config = _packed_config(AutoConfig.from_pretrained(model_name_or_path, trust_remote_code=trust_remote_code))
+    lm = AutoModelForCausalLM.from_pretrained(
+        model_name_or_path,
+        config=config,
+        dtype=getattr(torch, dtype),
+        attn_implementation=ATTENTION_NAME,
+        use_safetensors=True,
+        trust_remote_code=trust_remote_code,
+    )
+    return Policy(lm, attention)
+
+
+def new_policy(config: Any, attention: Engine | Literal["auto"] = "auto") -> Policy:
+    """A randomly initialised policy of this transformers config: for pretraining, tests and benchmarks."""
+    return Policy(
+        AutoModelForCausalLM.from_config(_packed_config(config), attn_implementation=ATTENTION_NAME), attention
+    )
+
+
+def _packed_config(config: Any) -> Any:
+    """Training a student without attention dropout, as the paper's models are configured."""
+    config.attention_dropout = 0.0
+    return config

@@ -1,0 +1,195 @@
+"""The embedded engine: continuous batching over a slot cache, with the policy's own packed attention.
+
+A fixed number of slots decode together; whenever enough of them have finished, waiting prompts are packed into one row,
+prefilled at once and take their places. Nothing is padded but the cache.
+
+Legend: B slots, T packed tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import torch
+
+from w2sr.attention import Decode, Prefill, SlotCache, packed_layout
+from w2sr.packing import boundaries
+from w2sr.policy import Policy
+from w2sr.rollouts.sampling import choose_tokens, noise_key, uniforms
+from w2sr.types import Completion, FinishReason, PackedBatch, SampleRequest, Sampling
+
+REFILL_FRAC = 1 / 8
+"""Prompts are prefilled when this share of the slots is free: fewer calls, at the price of that many idle slots."""
+VISIBLE_STEP = 64
+"""The part of the cache that a decode step reads grows in steps of this many tokens."""
+
+
+class EmbeddedGenerator:
+    """Samples from a policy in this process.
+
+    Args:
+        policy: the model; it is put into eval mode while it generates, and back afterwards.
+        stop_token_ids: tokens that end a completion.
+        decode: token ids → text, without special tokens.
+        num_slots: sequences that decode together. Memory: num_slots × longest sequence × layers × key/value width.
+        max_prefill_tokens: prompt tokens of one prefill call.
+        policy_version: stamp of the weights, one of the things that noise depends on.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        stop_token_ids: Sequence[int],
+        decode: Callable[[Sequence[int]], str],
+        *,
+        num_slots: int = 128,
+        max_prefill_tokens: int = 16_384,
+        policy_version: int = 0,
+    ) -> None:
+        if not stop_token_ids:
+            raise ValueError("a generator needs at least one stop token id; without one no completion would end")
+        self.policy = policy
+        self.stop_token_ids = np.array(sorted(stop_token_ids))
+        self.decode = decode
+        self.num_slots = num_slots
+        self.max_prefill_tokens = max_prefill_tokens
+        self.policy_version = policy_version
+
+    def stream(self, requests: Sequence[SampleRequest], sampling: Sampling) -> Iterator[Completion]:
+        """See `Generator.stream`. Raises ValueError where prompt and completion exceed the model's positions."""
+        if not requests:
+            return
+        longest = max(len(request.prompt_ids) for request in requests) + sampling.max_new_tokens
+        self._check_length(longest, requests, sampling)
+        was_training = self.policy.training
+        self.policy.eval()
+        try:
+            yield from self._run(_Slots(self, longest, min(self.num_slots, len(requests)), sampling), requests)
+        finally:
+            self.policy.train(was_training)
+
+    def _run(self, slots: _Slots, requests: Sequence[SampleRequest]) -> Iterator[Completion]:
+        waiting = deque(requests)
+        while waiting or slots.num_active:
+            num_free = slots.num_slots - slots.num_active
+            if waiting and num_free >= max(1, slots.num_slots * REFILL_FRAC):
+                slots.prefill(self._next_prompts(waiting, num_free))
+            else:
+                slots.decode_step()
+            yield from slots.take_finished()
+            if not waiting and 2 * slots.num_active <= slots.num_slots:
+                slots.compact()
+
+    def _next_prompts(self, waiting: deque[SampleRequest], limit: int) -> list[SampleRequest]:
+        """Takes prompts from the queue: at most `limit`, and at most max_prefill_tokens in all (but at least one)."""
+        taken: list[SampleRequest] = []
+        num_tokens = 0
+        while waiting and len(taken) < limit:
+            num_tokens += len(waiting[0].prompt_ids)
+            if taken and num_tokens > self.max_prefill_tokens:
+                break
+            taken.append(waiting.popleft())
+        return taken
+
+    def _check_length(self, longest: int, requests: Sequence[SampleRequest], sampling: Sampling) -> None:
+        limit = getattr(self.policy.lm.config, "max_position_embeddings", None)
+        if limit is not None and longest > limit:
+            worst = max(requests, key=lambda request: len(request.prompt_ids))
+            raise ValueError(
+                f"problem '{worst.problem_id}' has a prompt of {len(worst.prompt_ids):,} tokens; with "
+                f"max_new_tokens={sampling.max_new_tokens:,} it needs {longest:,} positions; the model has {limit:,}. "
+                "Lower max_new_tokens, or leave the problem out."
+            )
+
+
+class _Slots:
+    """The state of all slots: their requests, their tokens so far and their cache."""
+
+    def __init__(self, generator: EmbeddedGenerator, capacity: int, num_slots: int, sampling: Sampling) -> None:
+        self.generator, self.sampling, self.policy = generator, sampling, generator.policy
+        self.num_slots = num_slots
+        self.requests: list[SampleRequest | None] = [None] * num_slots
+        self.keys = np.zeros(num_slots, dtype=np.uint64)
+        self.tokens = np.zeros((num_slots, sampling.max_new_tokens), dtype=np.int64)
+        self.num_new = np.zeros(num_slots, dtype=np.int64)
+        self.stored = np.zeros(num_slots, dtype=np.int64)
+        with torch.no_grad():
+            self.cache = SlotCache.allocate(self.policy.lm, num_slots, capacity)
+
+    @property
+    def num_active(self) -> int:
+        return sum(request is not None for request in self.requests)
+
+    @torch.no_grad()
+    def prefill(self, requests: Sequence[SampleRequest]) -> None:
+        """Packs the prompts into one row, stores their keys and values, and samples each first token."""
+        free = [slot for slot, request in enumerate(self.requests) if request is None][: len(requests)]
+        lengths = np.array([len(request.prompt_ids) for request in requests])
+        for slot, request, length in zip(free, requests, lengths, strict=True):
+            self.requests[slot] = request
+            self.keys[slot] = noise_key(
+                self.sampling.seed, request.problem_id, request.sample_index, self.generator.policy_version
+            )
+            self.num_new[slot], self.stored[slot] = 0, length
+        cu_seqlens = torch.tensor([0, *lengths.cumsum()], dtype=torch.int32)
+        num_tokens = int(lengths.sum())
+        position_ids, max_seqlen = boundaries(cu_seqlens, num_tokens)
+        device = self.policy.device
+        input_ids = torch.tensor([token for request in requests for token in request.prompt_ids], device=device)
+        position_ids = position_ids.to(device)
+        batch = PackedBatch(input_ids, input_ids, position_ids, cu_seqlens.to(device), max_seqlen)
+        token_slot = torch.tensor(np.repeat(free, lengths), device=device)
+        layout = Prefill(packed_layout(batch, self.policy.engine()), self.cache, token_slot, position_ids)
+        hidden = self.policy.hidden(input_ids, position_ids, layout)
+        last = torch.tensor(lengths.cumsum() - 1, device=device)
+        self._append(np.array(free), self.policy.logits(hidden[last]))
+
+    @torch.no_grad()
+    def decode_step(self) -> None:
+        """Feeds every slot its newest token and samples the next one. Empty slots compute, and are not read."""
+        device = self.policy.device
+        rows = np.arange(self.num_slots)
+        newest = torch.tensor(self.tokens[rows, np.maximum(self.num_new - 1, 0)], device=device)
+        position = torch.tensor(self.stored, device=device)
+        in_use = max(int(self.stored[slot]) for slot, request in enumerate(self.requests) if request is not None) + 1
+        num_visible = min(-(-in_use // VISIBLE_STEP) * VISIBLE_STEP, self.cache.keys[0].shape[2])
+        visible = torch.arange(num_visible, device=device) <= position[:, None]
+        hidden = self.policy.hidden(newest, position, Decode(self.cache, position, visible[:, None, None, :]))
+        active = np.array([slot for slot, request in enumerate(self.requests) if request is not None])
+        self.stored[active] += 1
+        self._append(active, self.policy.logits(hidden[torch.tensor(active, device=device)]))
+
+    def _append(self, slots: np.ndarray, logits: torch.Tensor) -> None:
+        noise = torch.from_numpy(uniforms(self.keys[slots], self.num_new[slots])).to(logits.device)
+        chosen = choose_tokens(logits, noise, self.sampling.temperature, self.sampling.top_p)
+        self.tokens[slots, self.num_new[slots]] = chosen.cpu().numpy()
+        self.num_new[slots] += 1
+
+    def take_finished(self) -> Iterator[Completion]:
+        """Empties the slots whose completion has ended, and yields those completions."""
+        newest = self.tokens[np.arange(self.num_slots), np.maximum(self.num_new - 1, 0)]
+        stopped = np.isin(newest, self.generator.stop_token_ids)
+        ended = stopped | (self.num_new >= self.sampling.max_new_tokens)
+        for slot in np.flatnonzero(ended):
+            request = self.requests[slot]
+            if request is None:
+                continue
+            self.requests[slot] = None
+            token_ids = tuple(self.tokens[slot, : self.num_new[slot]].tolist())
+            text = self.generator.decode(token_ids[:-1] if stopped[slot] else token_ids)
+            finish: FinishReason = "stop" if stopped[slot] else "length"
+            yield Completion(request.problem_id, request.sample_index, token_ids, text, finish)
+
+    def compact(self) -> None:
+        """Drops the empty slots: once no prompt waits, they would only cost time."""
+        active = [slot for slot, request in enumerate(self.requests) if request is not None]
+        if not active:
+            return
+        with torch.no_grad():
+            self.cache = self.cache.keep(torch.tensor(active, device=self.policy.device))
+        self.requests = [self.requests[slot] for slot in active]
+        self.keys, self.tokens = self.keys[active], self.tokens[active]
+        self.num_new, self.stored = self.num_new[active], self.stored[active]
+        self.num_slots = len(active)

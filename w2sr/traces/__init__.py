@@ -1,0 +1,19 @@
+"""The trace store and the readers of foreign traces."""
+
+from w2sr.traces.foreign import read_jsonl, read_traces
+from w2sr.traces.store import Manifest, Part, TraceKey, is_store, read_manifest, read_store, trace_key
+from w2sr.traces.writer import TraceWriter, write_store
+
+__all__ = [
+    "Manifest",
+    "Part",
+    "TraceKey",
+    "TraceWriter",
+    "is_store",
+    "read_jsonl",
+    "read_manifest",
+    "read_store",
+    "read_traces",
+    "trace_key",
+    "write_store",
+]

@@ -1,0 +1,237 @@
+"""The nouns of w2sr: what flows between the rooms. Imports nothing of ours.
+
+Alignment, stated once: `labels[t]` is the token that follows `input_ids[t]` in the same segment, or `IGNORE_INDEX`
+where that token carries no loss (prompt, end of segment, padding). Every per-token array is indexed like `labels`.
+
+Shape suffixes of the numeric rooms: T packed tokens, S segments, V vocabulary, N problems, G group size, K samples.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+IGNORE_INDEX = -100
+"""A label that carries no loss (the value that torch's cross entropy ignores by default)."""
+
+FinishReason = Literal["stop", "length", "unknown"]
+"""Why a completion ended: it emitted a stop token, it met the token limit, or its source did not say."""
+
+VerdictLabel = Literal["correct", "incorrect", "no_answer", "timeout"]
+Keep = Literal["P", "N", "N_paper", "all"]
+
+
+class Problem(NamedTuple):
+    """A task with its gold answer. A NamedTuple, because batches of problems pass through Lightning.
+
+    `problem_id` is unique within a run; `source` names the benchmark or data set; `stratum` is a difficulty label of
+    the source (a level, a number of steps) or "".
+    """
+
+    problem_id: str
+    source: str
+    problem: str
+    reference_answer: str
+    stratum: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What the verifier says of one completion against one reference answer.
+
+    `answer` is the extracted answer (None where nothing could be extracted), `rule` the extraction rule that found it
+    ("" where none did), `reason` one short sentence for a person, `grader` and `grader_version` who decided.
+    """
+
+    label: VerdictLabel
+    answer: str | None
+    rule: str
+    reason: str
+    grader: str
+    grader_version: str
+
+    @property
+    def is_correct(self) -> bool:
+        return self.label == "correct"
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """A teacher's stored completion with its verdict and its provenance. One row of the trace store.
+
+    Where a foreign file does not say, a field keeps its default: "" for text, -1 for numbers, "unknown" for the finish
+    reason. `verdict` is "" until the trace was verified. `sampling` is a JSON object as text
+    (temperature, top_p, max_new_tokens). `seconds` is the wall time of the generation.
+    """
+
+    problem_id: str
+    source: str
+    problem: str
+    reference_answer: str
+    teacher: str
+    completion: str
+    finish_reason: FinishReason = "unknown"
+    sample_index: int = 0
+    num_tokens: int = -1
+    answer: str | None = None
+    answer_rule: str = ""
+    verdict: VerdictLabel | Literal[""] = ""
+    verdict_reason: str = ""
+    grader: str = ""
+    grader_version: str = ""
+    sampling: str = ""
+    seed: int = -1
+    template_hash: str = ""
+    engine: str = ""
+    seconds: float = -1.0
+
+    @property
+    def trace_id(self) -> str:
+        """Names the trace in messages and in plans: 'gsm8k/412@teacher#3'."""
+        return f"{self.problem_id}@{self.teacher}#{self.sample_index}"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Segment:
+    """One tokenised document: prompt and completion with the stop token, ready to be packed.
+
+    `input_ids` [L] and `labels` [L] are int64 and aligned as stated at the top of this file, so `labels[-1]` is always
+    IGNORE_INDEX: nothing follows the last token.
+    """
+
+    segment_id: str
+    input_ids: np.ndarray
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+    @property
+    def num_loss_tokens(self) -> int:
+        return int((self.labels != IGNORE_INDEX).sum())
+
+
+class PackedBatch(NamedTuple):
+    """One packed row of T tokens. A NamedTuple, because Lightning moves those between devices.
+
+    `input_ids`, `labels`, `position_ids`: [T] int64. `cu_seqlens`: [S + 1] int32, the one truth for boundaries;
+    `position_ids` and `max_seqlen` are computed from it. Padding, where there is any, is a segment of its own.
+    """
+
+    input_ids: torch.Tensor
+    labels: torch.Tensor
+    position_ids: torch.Tensor
+    cu_seqlens: torch.Tensor
+    max_seqlen: int
+
+
+class StepBatch(NamedTuple):
+    """One whole optimizer step on one rank: its rows, each a micro-step.
+
+    `num_loss_tokens` is the denominator of the whole step, over all ranks, known before the first backward. `lengths`
+    are the tokens of this rank's segments, `trace_ids` their names, and `capacity` the tokens that its rows could hold.
+    """
+
+    rows: list[PackedBatch]
+    num_loss_tokens: int
+    lengths: tuple[int, ...]
+    trace_ids: tuple[str, ...]
+    capacity: int
+
+
+class ProblemBatch(NamedTuple):
+    """Problems to sample from, and 1.0 for each real one or 0.0 for one that only keeps ranks in step."""
+
+    problems: tuple[Problem, ...]
+    weights: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How completions are sampled. `temperature` 0 is greedy; `top_p` keeps the smallest set of that probability.
+
+    `seed` is one part of what a sampled token's noise depends on: (seed, problem id, sample index, position).
+    """
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    max_new_tokens: int = 512
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.temperature < 0 or not 0 < self.top_p <= 1 or self.max_new_tokens < 1:
+            raise ValueError(
+                f"sampling needs temperature >= 0, 0 < top_p <= 1 and max_new_tokens >= 1; it has "
+                f"temperature={self.temperature}, top_p={self.top_p}, max_new_tokens={self.max_new_tokens}."
+            )
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """Where rows come from, and how they are read and graded.
+
+    Attributes:
+        path: a file (.jsonl, .jsonl.gz, .csv, .parquet), a trace store, or a hub name such as `openai/gsm8k`.
+        columns: our field → the file's column (`=text` for a constant). None where the file uses our field names.
+        rules: extraction rules, tried in order, for completions that answer these problems.
+        kind: how an extracted answer is compared: as mathematics, or as exact text.
+        split: split of a hub data set.
+        config: configuration of a hub data set.
+        limit: use only the first rows.
+        choices: the rows hold multiple-choice options in columns of their own; they are shuffled.
+        reference_rule: extraction rule for reference answers that stand inside a solution (`hash`, `boxed`).
+    """
+
+    path: str
+    columns: dict[str, str | list[str]] | None = None
+    rules: tuple[str, ...] = ("boxed",)
+    kind: Literal["math", "exact"] = "math"
+    split: str = "test"
+    config: str | None = None
+    limit: int | None = None
+    choices: bool = False
+    reference_rule: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SampleRequest:
+    """One sample to draw: the prompt's token ids and the names that its noise is derived from."""
+
+    problem_id: str
+    sample_index: int
+    prompt_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """What a generator returns for one request: token ids up to and including the stop token, and their text."""
+
+    problem_id: str
+    sample_index: int
+    token_ids: tuple[int, ...]
+    text: str
+    finish_reason: FinishReason
+
+
+@dataclass(frozen=True, slots=True)
+class EvalRecord:
+    """One evaluated sample: enough to compute every metric again, and to read what the model wrote.
+
+    `correct` is False for a missing, failed or unfinished sample: such a sample is counted, never dropped.
+    """
+
+    problem_id: str
+    source: str
+    stratum: str
+    sample_index: int
+    completion: str
+    finish_reason: FinishReason
+    num_tokens: int
+    answer: str | None
+    reference_answer: str
+    verdict: VerdictLabel
+    correct: bool

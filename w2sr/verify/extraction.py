@@ -1,0 +1,221 @@
+"""Extraction rules: completion → answer, each a named function `str -> str | None`.
+
+A config names the rules of a source in the order in which they are tried; the first that yields an answer wins and its
+name is recorded with the answer. Every rule takes time linear in the length of the completion, so a hostile completion
+of a megabyte costs milliseconds.
+
+Thinking. Where a completion contains `</think>`, only the text after the last one is read. A block that opens and never
+closes (`<think>` without a later `</think>`) was cut off: no rule yields an answer, because `last_number` would
+otherwise credit an interim result. A block that the *prompt* opened leaves no trace in the completion: say so with
+`prompt_opens_think=True`, and a completion without `</think>` has no answer.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+Rule = Callable[[str], str | None]
+
+MAX_UNWRAP_CHARS = 10_000
+"""Boxes within boxes are peeled up to this length; peeling is quadratic in the depth."""
+
+_BOX_TOKEN = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])|\\.|[{}]", re.DOTALL)
+_UNBRACED = re.compile(r"\s*(\\[dt]?frac(?:\{[^{}\n]*\}){2}|[^\s${}\\]+)")
+_SPACE = re.compile(r"\s*")
+_HASH_LINE = re.compile(r"####[ \t]*([^\n]*)")
+_ANSWER_TAG = re.compile(r"<(/?)answer>", re.IGNORECASE)
+_DIGITS = r"(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+"
+_NUMBER = re.compile(
+    r"(?:(?<![\w)\]}.])[-−+]\s?(?=[0-9.$\\]))?(?:\\?\$\s?)?"
+    rf"(?:\\[dtc]?frac\{{-?(?:{_DIGITS})\}}\{{(?:{_DIGITS})\}}"
+    rf"|(?<![A-Za-z_0-9.])(?:{_DIGITS})(?:\s?/\s?[0-9]+(?![0-9]|\.[0-9]))?(?:\s?\\?%)?)"
+)
+
+
+class Extraction(NamedTuple):
+    """An extracted answer and the name of the rule that found it; (None, "") where no rule did."""
+
+    answer: str | None
+    rule: str
+
+
+class NamedRule(NamedTuple):
+    """A rule with the name under which configs know it."""
+
+    name: str
+    find: Rule
+
+
+def boxed(text: str) -> str | None:
+    r"""The content of the last outermost \boxed{...} or \fbox{...}, braces matched; also `\boxed 5`.
+
+    Empty boxes do not count. A box that opens after the last complete one and never closes means that the completion
+    was cut inside its answer: there is no answer then.
+
+    >>> boxed(r"so \boxed{3}, no: $\boxed{\frac{1}{2}}$.")
+    '\\frac{1}{2}'
+    """
+    opened: list[int | None] = []  # one entry an open brace: where the content of its box begins, None for other braces
+    last, position = (0, 0), 0
+    while (token := _BOX_TOKEN.search(text, position)) is not None:
+        position = token.end()
+        symbol = token.group()
+        if symbol == "{":
+            opened.append(None)
+        elif symbol == "}":
+            begin = opened.pop() if opened else None
+            if begin is not None and _end_of_space(text, begin) < token.start():
+                last = (begin, token.start())
+        elif symbol in (r"\boxed", r"\fbox"):
+            brace = _end_of_space(text, position)
+            if brace < len(text) and text[brace] == "{":
+                opened.append(brace + 1)
+                position = brace + 1
+            elif (bare := _UNBRACED.match(text, position)) is not None:
+                last = bare.span(1)
+    cut = any(begin is not None and begin > last[1] for begin in opened)
+    return None if cut or last == (0, 0) else _peel(text[slice(*last)].strip())
+
+
+def _end_of_space(text: str, begin: int) -> int:
+    match = _SPACE.match(text, begin)
+    assert match is not None  # the pattern matches the empty text
+    return match.end()
+
+
+def _peel(answer: str) -> str:
+    """Removes boxes around the whole answer, and the punctuation that an unbraced box drags along."""
+    while len(answer) <= MAX_UNWRAP_CHARS and (
+        match := re.fullmatch(r"\\(?:boxed|fbox)\s*\{(.*)\}", answer, re.DOTALL)
+    ):
+        answer = match.group(1).strip()
+    return answer.rstrip(".,;") or answer
+
+
+def after_hashes(text: str) -> str | None:
+    """The rest of the last non-empty line that follows `####`, as GSM8K writes it."""
+    lines = [line.strip() for line in _HASH_LINE.findall(text)]
+    return next((line for line in reversed(lines) if line), None)
+
+
+def answer_tag(text: str) -> str | None:
+    """The content of the last `<answer>…</answer>`; None where a later `<answer>` was never closed."""
+    begin: int | None = None
+    found: str | None = None
+    for tag in _ANSWER_TAG.finditer(text):
+        if not tag.group(1):
+            begin = tag.end()
+        elif begin is not None:
+            found, begin = text[begin : tag.start()].strip() or found, None
+    return None if begin is not None else found
+
+
+def last_number(text: str) -> str | None:
+    r"""The last number with its sign, thousands commas, decimals, percent sign or denominator.
+
+    A minus counts as a sign only where no operand stands before it, and the period that ends a sentence is not read.
+
+    >>> last_number("16 - 3 = 13, so she makes $1,026.50.")
+    '$1,026.50'
+    """
+    found = None
+    for match in _NUMBER.finditer(text):
+        found = match
+    return None if found is None else found.group().strip()
+
+
+def after_text(marker: str) -> Rule:
+    """The rest of the line after the last `marker`; where that is empty, the next line that is not.
+
+    Case counts. A marker that begins with a letter or digit must not stand inside a word: `A:` is not found in `USA:`.
+    """
+    pattern = re.compile((r"(?<!\w)" if marker[:1].isalnum() else "") + re.escape(marker))
+
+    def find(text: str) -> str | None:
+        end = -1
+        for match in pattern.finditer(text):
+            end = match.end()
+        if end < 0:
+            return None
+        line = text[end:].lstrip().partition("\n")[0]
+        return line.strip(" \t\r*`").rstrip(".") or None
+
+    return find
+
+
+def json_value(key: str) -> Rule:
+    """The value of the last `"key":` in JSON that need not be well formed: see w2sr.verify.loose_json."""
+    from w2sr.verify.loose_json import last_value
+
+    return lambda text: last_value(text, key)
+
+
+_RULES: dict[str, Rule] = {
+    "boxed": boxed,
+    "hash": after_hashes,
+    "answer_tag": answer_tag,
+    "last_number": last_number,
+}
+_RULES_WITH_ARGUMENT: dict[str, Callable[[str], Rule]] = {"json": json_value, "after": after_text}
+
+
+def parse_rules(names: Sequence[str]) -> tuple[NamedRule, ...]:
+    """Turns the rule names of a config into rules, in their order.
+
+    Raises:
+        ValueError: no name at all, an unknown name (with the nearest known ones), or `json`/`after` without argument.
+
+    >>> [rule.name for rule in parse_rules(["json:answer", "last_number"])]
+    ['json:answer', 'last_number']
+    """
+    if isinstance(names, str):
+        raise ValueError(f"Extraction rules are a list of names; got the text {names!r}. Write [{names!r}].")
+    if not names:
+        raise ValueError(f"No extraction rule was given; name at least one of: {_known_names()}.")
+    return tuple(NamedRule(name, _parse_rule(name)) for name in names)
+
+
+def _parse_rule(name: str) -> Rule:
+    head, _, argument = name.partition(":")
+    if head in _RULES_WITH_ARGUMENT:
+        if not argument.strip():
+            raise ValueError(
+                f"Extraction rule {name!r} lacks its argument: write {head}:KEY, for example {head}:answer."
+            )
+        return _RULES_WITH_ARGUMENT[head](argument)
+    if name not in _RULES:
+        near = difflib.get_close_matches(name, [*_RULES, *_RULES_WITH_ARGUMENT], n=2, cutoff=0.5)
+        hint = f" Did you mean {' or '.join(near)}?" if near else ""
+        raise ValueError(f"Unknown extraction rule {name!r}.{hint} Known rules: {_known_names()}.")
+    return _RULES[name]
+
+
+def _known_names() -> str:
+    return ", ".join([*_RULES, "json:KEY", "after:TEXT"])
+
+
+def visible_part(completion: str, *, prompt_opens_think: bool = False) -> str | None:
+    """The text after the thinking, or None where the thinking never ended. See the top of this file."""
+    _, close, tail = completion.rpartition("</think>")
+    if "<think>" in tail or (prompt_opens_think and not close):
+        return None
+    return tail
+
+
+def extract(completion: str, rules: Sequence[NamedRule], *, prompt_opens_think: bool = False) -> Extraction:
+    r"""The answer of the first rule that finds one.
+
+    >>> extract(r"6 sheep. \boxed{6}", parse_rules(["hash", "boxed"]))
+    Extraction(answer='6', rule='boxed')
+    """
+    text = visible_part(completion, prompt_opens_think=prompt_opens_think)
+    if text is None:
+        return Extraction(None, "")
+    for rule in rules:
+        answer = rule.find(text)
+        if answer is not None and answer.strip():
+            return Extraction(answer.strip(), rule.name)
+    return Extraction(None, "")

@@ -1,0 +1,161 @@
+"""The verifier: completion × reference answer → Verdict."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Iterable, Sequence
+from types import TracebackType
+from typing import Any, Literal
+
+from w2sr.types import Problem, Verdict, VerdictLabel
+from w2sr.verify import exact, mathematics
+from w2sr.verify.extraction import Extraction, extract, parse_rules
+from w2sr.verify.workers import GradeTask, Outcome, WorkerPool
+
+GRADER_REVISION = 1
+"""Raised by one with every change that can change a verdict; stored with every trace."""
+
+MAX_REMEMBERED = 100_000
+"""So many decisions of math-verify are remembered: models repeat answers."""
+
+_NUM_NAMED_ROWS = 5
+
+
+class Verifier:
+    """Verifies completions by rules of extraction and one kind of comparison.
+
+    `kind="math"`: an exact fast path in this process, then math-verify in `num_workers` killable processes with
+    `timeout_s` seconds an answer. `kind="exact"`: equal text up to case, whitespace and punctuation. An unusable
+    completion gets a verdict, never an exception. One Verifier serves one source; close it, or use it in `with`.
+
+    >>> Verifier(rules=["boxed"], num_workers=1).verify(r"so it is \\boxed{0.50}", "1/2").label
+    'correct'
+    """
+
+    def __init__(
+        self,
+        rules: Sequence[str] = ("boxed",),
+        kind: Literal["math", "exact"] = "math",
+        timeout_s: float = 5.0,
+        num_workers: int = 2,
+        prompt_opens_think: bool = False,
+    ) -> None:
+        if kind not in ("math", "exact"):
+            raise ValueError(f"Unknown kind of verification {kind!r}: use 'math' or 'exact'.")
+        self._settings = (tuple(rules), kind, timeout_s, num_workers, prompt_opens_think)
+        self.rules = parse_rules(rules)
+        self.kind = kind
+        self.prompt_opens_think = prompt_opens_think
+        self.grader = "math-verify+exact" if kind == "math" else "exact"
+        self.version = f"w2sr {GRADER_REVISION}" + (f", math-verify {_math_verify_version()}" if kind == "math" else "")
+        self._pool = WorkerPool(num_workers, timeout_s)
+        self._remembered: dict[GradeTask, Outcome] = {}
+
+    def verify(self, completion: str, reference_answer: str) -> Verdict:
+        """The verdict on one completion. Many are faster through `verify_all`."""
+        return self.verify_all([(completion, reference_answer)])[0]
+
+    def verify_all(self, pairs: Iterable[tuple[str, str]]) -> list[Verdict]:
+        """One verdict a (completion, reference_answer), in their order.
+
+        Equal pairs of answer and reference are graded once.
+        """
+        extracted = [
+            (extract(completion, self.rules, prompt_opens_think=self.prompt_opens_think), reference)
+            for completion, reference in pairs
+        ]
+        quick = [self._quick(extraction, reference) for extraction, reference in extracted]
+        undecided = [_task(*pair) for pair, decision in zip(extracted, quick, strict=True) if decision is None]
+        slow = self._grade_slowly(undecided)
+        verdicts = []
+        for (extraction, reference), decision in zip(extracted, quick, strict=True):
+            label, reason = decision or _labelled(slow[_task(extraction, reference)])
+            verdicts.append(Verdict(label, extraction.answer, extraction.rule, reason, self.grader, self.version))
+        return verdicts
+
+    def _quick(self, extraction: Extraction, reference: str) -> tuple[VerdictLabel, str] | None:
+        """The decision where none of math-verify is needed."""
+        if extraction.answer is None:
+            return "no_answer", f"no answer by {', '.join(rule.name for rule in self.rules)}"
+        grade = exact.grade if self.kind == "exact" else mathematics.quick_grade
+        decision = grade(extraction.answer, reference)
+        return None if decision is None else _labelled(Outcome(*decision))
+
+    def _grade_slowly(self, tasks: Sequence[GradeTask]) -> dict[GradeTask, Outcome]:
+        decided = {task: self._remembered[task] for task in tasks if task in self._remembered}
+        new = [task for task in dict.fromkeys(tasks) if task not in decided]
+        outcomes = dict(zip(new, self._pool.run(new), strict=True)) if new else {}
+        if len(self._remembered) + len(outcomes) > MAX_REMEMBERED:
+            self._remembered.clear()
+        # A timeout may be the fault of a busy machine: it is not remembered beyond this call.
+        self._remembered.update((task, outcome) for task, outcome in outcomes.items() if outcome.equal is not None)
+        return decided | outcomes
+
+    def check_reference(self, reference_answer: str) -> None:
+        """Raises ValueError, saying why, where no answer could be graded against the reference. Takes microseconds."""
+        (exact if self.kind == "exact" else mathematics).check_reference(reference_answer)
+
+    def close(self) -> None:
+        """Ends the grading processes."""
+        self._pool.close()
+
+    def __enter__(self) -> Verifier:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Verifier, self._settings  # processes do not travel: a copy in another process starts its own
+
+
+def _task(extraction: Extraction, reference: str) -> GradeTask:
+    assert extraction.answer is not None
+    return GradeTask(mathematics.for_math_verify(extraction.answer), mathematics.for_math_verify(reference))
+
+
+def _labelled(outcome: Outcome) -> tuple[VerdictLabel, str]:
+    if outcome.equal is None:
+        return "timeout", outcome.reason
+    return "correct" if outcome.equal else "incorrect", outcome.reason
+
+
+def _math_verify_version() -> str:
+    try:
+        return importlib.metadata.version("math-verify")
+    except importlib.metadata.PackageNotFoundError as error:
+        raise ValueError(
+            "Verification of kind 'math' needs the package math-verify, which is not installed here. "
+            "Run `pip install math-verify`, or set kind to 'exact' for equality of text."
+        ) from error
+
+
+def usable_references(
+    problems: Iterable[Problem], verifier: Verifier, on_bad_reference: Literal["error", "skip"]
+) -> tuple[list[Problem], list[str]]:
+    """The problems whose reference answers can be used, and for each other one a sentence that names it.
+
+    Raises:
+        ValueError: there is an unusable reference and `on_bad_reference` is "error"; the first rows are named.
+    """
+    if on_bad_reference not in ("error", "skip"):
+        raise ValueError(f"on_bad_reference={on_bad_reference!r}: use 'error' or 'skip'.")
+    usable: list[Problem] = []
+    complaints: list[str] = []
+    for problem in problems:
+        try:
+            verifier.check_reference(problem.reference_answer)
+        except ValueError as error:
+            complaints.append(f"{problem.problem_id}: {error}")
+        else:
+            usable.append(problem)
+    if complaints and on_bad_reference == "error":
+        more = len(complaints) - _NUM_NAMED_ROWS
+        listed = "; ".join(complaints[:_NUM_NAMED_ROWS]) + (f"; and {more:,} more" if more > 0 else "")
+        raise ValueError(
+            f"{len(complaints):,} of {len(usable) + len(complaints):,} problems have a reference answer that cannot be "
+            f"used: {listed}. Correct these rows, or set on_bad_reference=skip to leave them out."
+        )
+    return usable, complaints
