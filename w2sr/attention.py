@@ -268,7 +268,8 @@ def packed_attention(
             f"this model asks for attention dropout {dropout} and sliding_window {sliding_window}; packed attention "
             "has neither. Use a model without them, or set attention_dropout=0 and use_sliding_window=false."
         )
-    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
+    # under autocast rotary embeddings come out as float32 and values do not
+    q, k, v = (x[0].transpose(0, 1).to(value.dtype) for x in (query, key, value))
     layer: int = cast(int, module.layer_idx)
     if isinstance(layout, Decode):
         return _attend_decode(q, k, v, layout, layer, scaling)[None], None

@@ -24,9 +24,8 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from jinja2 import TemplateError
-from transformers import AutoTokenizer
 
-from w2sr.locations import locate_model
+from w2sr.tokenizer import load_tokenizer
 from w2sr.types import IGNORE_INDEX, Segment, Trace
 
 if TYPE_CHECKING:
@@ -123,19 +122,10 @@ class Chat:
         """Chat with the tokenizer of a model directory or hub name; see the class for the options.
 
         Raises:
-            ValueError: There is no tokenizer, it is not a fast one, or the options do not fit it.
+            ValueError: There is no tokenizer, it is not a fast one, it differs from its own tokenizer.json (see
+                `load_tokenizer`), or the options do not fit it.
         """
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(
-                locate_model(model_name_or_path), trust_remote_code=trust_remote_code
-            )
-        except (OSError, ValueError) as error:  # which one depends on what is missing
-            raise ValueError(
-                f"No tokenizer at {str(model_name_or_path)!r}. Give a directory with tokenizer.json and "
-                f"tokenizer_config.json, or a hub name that can be reached. ({str(error).splitlines()[0]})"
-            ) from error
-        if not tokenizer.is_fast:
-            raise ValueError(f"The tokenizer of {str(model_name_or_path)!r} is not a fast one. Add its tokenizer.json.")
+        tokenizer = load_tokenizer(model_name_or_path, trust_remote_code=trust_remote_code)
         return cls(tokenizer, template=template, stop_token=stop_token, system=system, instruction=instruction)
 
     def with_instruction(self, instruction: str) -> Chat:
@@ -205,6 +195,12 @@ class Chat:
             self._check_completion_ids(segment_id, completion, ids)
             segments.append(_aligned(segment_id, prompts_ids[problem], ids + [self.stop_token_id] * finished))
         return segments
+
+    def count_tokens(self, traces: Sequence[Trace]) -> list[int]:
+        """Tokens of each completion, with the stop token that `segments` gives it: its number of loss tokens."""
+        completions_ids = self._encode([trace.completion for trace in traces], text_is_data=True)
+        pairs = zip(traces, completions_ids, strict=True)
+        return [len(ids) + (trace.finish_reason != "length") for trace, ids in pairs]
 
     def decode(self, token_ids: Iterable[int]) -> str:
         """The text of token ids, without control tokens and without any tidying of spaces."""

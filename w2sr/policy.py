@@ -69,7 +69,12 @@ class Policy(nn.Module):
         return int(cast(Any, self.lm.get_input_embeddings()).weight.shape[0])
 
     def engine(self) -> Engine:
-        """The attention engine on the present device."""
+        """The attention engine on the present device. `auto` is SDPA in float32, which the CUDA kernels do not know."""
+        device = self.device.type
+        autocast = torch.is_autocast_enabled(device)
+        arithmetic = torch.get_autocast_dtype(device) if autocast else self._output_weight().dtype
+        if self.attention == "auto" and arithmetic == torch.float32:
+            return "sdpa"
         return resolve_engine(self.attention, self.device)
 
     def hidden(self, input_ids: Tensor, position_ids: Tensor, layout: Layout) -> Tensor:
@@ -121,7 +126,8 @@ class Policy(nn.Module):
         (adapter,) = self._adapter
         cast(Any, adapter).merge_adapter()
         state = {
-            name.replace(".base_layer", ""): weight.clone()
+            # only what unmerging changes again is copied: a copy of a tied weight would be stored a second time
+            name.replace(".base_layer", ""): weight.clone() if ".base_layer" in name else weight
             for name, weight in self.lm.state_dict().items()
             if "lora_" not in name
         }
@@ -150,7 +156,7 @@ def load_policy(
         use_safetensors=True,
         trust_remote_code=trust_remote_code,
     )
-    return Policy(lm, attention)
+    return Policy(lm.train(), attention)
 
 
 def new_policy(config: Any, attention: Engine | Literal["auto"] = "auto") -> Policy:

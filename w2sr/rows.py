@@ -1,4 +1,4 @@
-"""Rows of files that others wrote: JSON lines, CSV and Parquet, with columns named by the user and never guessed.
+"""Rows of files that others wrote: JSON, JSON lines, CSV and Parquet, with columns named by the user and never guessed.
 
 A *spec* says where a field comes from: the name of a column, or `=text` for a literal that holds for every row.
 A cell that is absent or null says nothing: the field keeps its default, or the row is bad where the field is required.
@@ -20,11 +20,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import BinaryIO, Literal, NamedTuple, cast
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 OnBadRow = Literal["error", "skip"]
-SUFFIXES = (".jsonl", ".jsonl.gz", ".csv", ".parquet")
+SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".csv", ".parquet")
 
 _log = logging.getLogger(__name__)
 
@@ -160,7 +157,7 @@ def read_rows(
     *,
     optional: Iterable[str] = (),
 ) -> list[Row]:
-    """Reads the named columns of a .jsonl, .jsonl.gz, .csv or .parquet file, or of rows already in memory.
+    """Reads the named columns of a .jsonl, .jsonl.gz, .json, .csv or .parquet file, or of rows already in memory.
 
     Every `required` column must occur in some row, else a ValueError lists the columns that do. An `optional` one may
     be absent. Rows that cannot be parsed go to `bad`. Blank lines are not rows.
@@ -197,6 +194,8 @@ def _items(data: str | Path | Sequence[Mapping[str, object]]) -> Iterator[Row | 
         raise ValueError(f"{path} does not exist or is not a file.")
     if path.name.endswith((".jsonl", ".jsonl.gz")):
         return _json_items(path)
+    if path.suffix == ".json":
+        return _json_list_items(path)
     if path.suffix == ".csv":
         return _csv_items(path)
     if path.suffix == ".parquet":
@@ -221,9 +220,25 @@ def _json_row(where: str, line: bytes) -> Row | BadRow:
         cells = json.loads(line.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
         return BadRow(where, f"not a JSON line ({error})")
+    return _object_row(where, cells)
+
+
+def _object_row(where: str, cells: object) -> Row | BadRow:
     if not isinstance(cells, dict):
         return BadRow(where, f"holds {_shown(cells)}, not a JSON object")
     return Row(where, cells)
+
+
+def _json_list_items(path: Path) -> Iterator[Row | BadRow]:
+    try:
+        items = json.loads(path.read_bytes().decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(
+            f"{path} is not one JSON document: {error}. Fetch it again; JSON lines end in .jsonl."
+        ) from error
+    if not isinstance(items, list):
+        raise ValueError(f"{path} holds {_shown(items)}, not a list of objects, one a row.")
+    return (_object_row(f"{path}:item {number}", item) for number, item in enumerate(items, 1))
 
 
 def _csv_items(path: Path) -> Iterator[Row | BadRow]:
@@ -241,6 +256,9 @@ def _csv_items(path: Path) -> Iterator[Row | BadRow]:
 
 
 def _parquet_items(path: Path) -> Iterator[Row | BadRow]:
+    import pyarrow as pa  # a second to import, and most files are JSON
+    import pyarrow.parquet as pq
+
     number = 0
     try:
         with pq.ParquetFile(path) as file:

@@ -111,6 +111,13 @@ class Gates:
     num_tokens: int | None = None
     seed: int = 0
 
+    @property
+    def need_tokens(self) -> bool:
+        """Whether some gate asks for the traces' numbers of tokens."""
+        wanted = (self.min_tokens, self.max_tokens, self.num_tokens)
+        by_length = self.max_per_problem is not None and self.choose in ("shortest", "longest")
+        return by_length or any(value is not None for value in wanted)
+
 
 def select(traces: Iterable[Trace], *, keep: Keep, **gates: Any) -> Selection:
     """Selects traces by verdict and gates.

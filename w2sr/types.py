@@ -23,6 +23,8 @@ FinishReason = Literal["stop", "length", "unknown"]
 
 VerdictLabel = Literal["correct", "incorrect", "no_answer", "timeout"]
 Keep = Literal["P", "N", "N_paper", "all"]
+RowFormat = Literal["columns", "alpaca", "sharegpt", "openai"]
+"""How a row of foreign traces holds problem and completion: in columns of their own, or in a form that others use."""
 
 
 class Problem(NamedTuple):
@@ -175,11 +177,15 @@ class DataFile:
     """Where rows come from, and how they are read and graded.
 
     Attributes:
-        path: a file (.jsonl, .jsonl.gz, .csv, .parquet), a trace store, or a hub name such as `openai/gsm8k`.
+        path: a file (.jsonl, .jsonl.gz, .json, .csv, .parquet), a trace store, a directory of `save_to_disk`, or a
+            hub name such as `openai/gsm8k`.
         columns: our field → the file's column (`=text` for a constant). None where the file uses our field names.
+        format: of traces: `columns` as they are mapped; `alpaca` with instruction, input and output; `sharegpt` with
+            conversations of {from, value}; `openai` with messages of {role, content}. See `w2sr.traces.formats`.
+        stop_text: of traces: texts at which the teacher should have stopped (`</s>`); the completion ends before them.
         rules: extraction rules, tried in order, for completions that answer these problems.
         kind: how an extracted answer is compared: as mathematics, or as exact text.
-        split: split of a hub data set.
+        split: split of a hub data set, or of a saved one that has several.
         config: configuration of a hub data set.
         limit: use only the first rows.
         choices: the rows hold multiple-choice options in columns of their own; they are shuffled.
@@ -195,6 +201,8 @@ class DataFile:
     limit: int | None = None
     choices: bool = False
     reference_rule: str | None = None
+    format: RowFormat = "columns"
+    stop_text: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from typing import Literal
 
 import pytest
 
-from w2sr.traces import read_jsonl, read_traces, write_store
+from w2sr.traces import read_foreign, read_traces, write_store
 from w2sr.types import Trace
 
 POLICIES: tuple[Literal["error", "skip"], ...] = ("error", "skip")
@@ -59,7 +59,7 @@ def test_wrong_mappings_are_refused_with_a_hint(tmp_path: Path) -> None:
         ),
         ({**COLUMNS, "completon": "response"}, r"columns.completon is not a field\. Did you mean 'completion'"),
         ({"problem": "question", "completion": "response"}, "does not map reference_answer"),
-        ({**COLUMNS, "verdict": "done"}, "t.jsonl:1: verdict .*'done'.*Leave verdict unmapped"),
+        ({**COLUMNS, "verdict": "n"}, "t.jsonl:1: verdict .*'n'.*is 5, not true, false or .*Leave verdict unmapped"),
         (
             {**COLUMNS, "sample_index": "response", "problem": "model", "num_tokens": "model"},
             "'m1', not a whole number",
@@ -67,11 +67,11 @@ def test_wrong_mappings_are_refused_with_a_hint(tmp_path: Path) -> None:
     ):
         for policy in POLICIES:
             with pytest.raises(ValueError, match=message):
-                read_jsonl(file, columns, on_bad_row=policy)
+                read_foreign(file, columns, on_bad_row=policy)
     with pytest.raises(ValueError, match="teacher is given twice"):
-        read_jsonl(file, COLUMNS, teacher="x")
+        read_foreign(file, COLUMNS, teacher="x")
     with pytest.raises(ValueError, match="suffix"):
-        read_jsonl(write_lines(tmp_path / "t.txt", ROW), COLUMNS)
+        read_foreign(write_lines(tmp_path / "t.txt", ROW), COLUMNS)
     write_store(tmp_path / "store", [OURS])
     with pytest.raises(ValueError, match="is a trace store"):
         read_traces(tmp_path / "store", COLUMNS)
@@ -98,8 +98,8 @@ def test_a_bad_row_is_named_or_skipped(tmp_path: Path, bad: object, reason: str)
     file = write_lines(tmp_path / "t.jsonl", ROW, b"", bad, ROW)
     columns = {**COLUMNS, "finish_reason": "done", "num_tokens": "n"}
     with pytest.raises(ValueError, match=f"t.jsonl:3: .*{reason}"):
-        read_jsonl(file, columns)
-    traces, num_skipped = read_jsonl(file, columns, on_bad_row="skip")
+        read_foreign(file, columns)
+    traces, num_skipped = read_foreign(file, columns, on_bad_row="skip")
     assert (len(traces), num_skipped) == (2, 1)
     assert [trace.sample_index for trace in traces] == [0, 1]
 
@@ -107,7 +107,7 @@ def test_a_bad_row_is_named_or_skipped(tmp_path: Path, bad: object, reason: str)
 def test_a_file_of_bad_rows_alone_is_an_error(tmp_path: Path) -> None:
     for rows in ([{**ROW, "gold": None}] * 2, [b"{"]):
         with pytest.raises(ValueError, match=r"holds no usable row: [12] were skipped, the first: .*t.jsonl:1: "):
-            read_jsonl(write_lines(tmp_path / "t.jsonl", *rows), COLUMNS, on_bad_row="skip")
+            read_foreign(write_lines(tmp_path / "t.jsonl", *rows), COLUMNS, on_bad_row="skip")
 
 
 def test_empty_and_damaged_files_are_errors_under_every_policy(tmp_path: Path) -> None:
@@ -116,32 +116,32 @@ def test_empty_and_damaged_files_are_errors_under_every_policy(tmp_path: Path) -
     for length in (len(whole) // 2, len(whole) - 1):
         (tmp_path / "cut.jsonl.gz").write_bytes(whole[:length])
         with pytest.raises(ValueError, match="damaged or cut off"):
-            read_jsonl(tmp_path / "cut.jsonl.gz", COLUMNS, on_bad_row="skip")
+            read_foreign(tmp_path / "cut.jsonl.gz", COLUMNS, on_bad_row="skip")
     with pytest.raises(ValueError, match="is empty"):
-        read_jsonl(tmp_path / "empty.jsonl", COLUMNS, on_bad_row="skip")
+        read_foreign(tmp_path / "empty.jsonl", COLUMNS, on_bad_row="skip")
     with pytest.raises(ValueError, match="does not exist"):
-        read_jsonl(tmp_path / "absent.jsonl", COLUMNS)
+        read_foreign(tmp_path / "absent.jsonl", COLUMNS)
 
 
 def test_one_id_must_not_name_two_problems_or_two_traces(tmp_path: Path) -> None:
     file = write_lines(tmp_path / "t.jsonl", {**ROW, "id": 0}, {**ROW, "id": 0, "question": "3 + 4?"})
     with pytest.raises(ValueError, match=r"t.jsonl:1 and .*t.jsonl:2 both have problem_id '0'"):
-        read_jsonl(file, {**COLUMNS, "problem_id": "id"})
+        read_foreign(file, {**COLUMNS, "problem_id": "id"})
     same = write_lines(tmp_path / "s.jsonl", {**ROW, "k": 1}, {**ROW, "k": 1})
     with pytest.raises(ValueError, match=r"s.jsonl:1 and .*s.jsonl:2 are both trace .*@m1#1'"):
-        read_jsonl(same, {**COLUMNS, "sample_index": "k"})
+        read_foreign(same, {**COLUMNS, "sample_index": "k"})
 
 
 def test_stop_text_ends_the_completion(tmp_path: Path) -> None:
     rows = [{**ROW, "response": "2</s></s>"}, {**ROW, "response": "2 <|end|> x </s>"}, ROW]
     columns = {**COLUMNS, "num_tokens": "n"}
-    traces, _ = read_jsonl(write_lines(tmp_path / "t.jsonl", *rows), columns, stop_text=["</s>", "<|end|>"])
+    traces, _ = read_foreign(write_lines(tmp_path / "t.jsonl", *rows), columns, stop_text=["</s>", "<|end|>"])
     assert [(t.completion, t.finish_reason, t.num_tokens) for t in traces] == [
         ("2", "stop", -1),
         ("2 ", "stop", -1),
         ("2", "unknown", 5),
     ]
-    mapped, _ = read_jsonl(
+    mapped, _ = read_foreign(
         write_lines(tmp_path / "m.jsonl", {**rows[0], "done": False}),
         {**COLUMNS, "finish_reason": "done"},
         stop_text=["</s>"],

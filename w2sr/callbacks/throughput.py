@@ -33,7 +33,7 @@ class Throughput(L.Callback):
             self.peak = matmul_peak(pl_module.device, dtype)
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: StepBatch, batch_idx: int) -> None:
-        if self._began is None and self._num_steps >= 0:
+        if self._began is None:
             self._began = time.perf_counter()
 
     def on_train_batch_end(
@@ -52,7 +52,9 @@ class Throughput(L.Callback):
         self._num_steps += 1
         if trainer.global_step % cast(Any, trainer).log_every_n_steps == 0 and self._seconds > 0:
             assert self.peak is not None
-            pl_module.log("train/tokens_per_s", self._num_tokens * trainer.world_size / self._seconds, prog_bar=True)
+            rate = self._num_tokens * trainer.world_size / self._seconds
+            pl_module.log("train/tokens_per_s", rate)
+            pl_module.log("tokens/s", round(rate), prog_bar=True, logger=False)
             pl_module.log("train/mfu", self._flops / self._seconds / self.peak)
             self._reset()
 

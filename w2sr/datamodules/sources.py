@@ -13,8 +13,8 @@ from torch.utils.data import DataLoader
 
 from w2sr.locations import locate
 from w2sr.problems import read_choice_problems, read_problems
-from w2sr.rows import OnBadRow
-from w2sr.traces import read_traces
+from w2sr.rows import SUFFIXES, OnBadRow
+from w2sr.traces import is_store, read_traces
 from w2sr.types import DataFile, Problem, ProblemBatch, Trace
 from w2sr.verify import Verifier, extract, parse_rules, usable_references
 
@@ -33,10 +33,12 @@ def load_problems(
     """The problems of a benchmark, all with source `name`. Bad references are refused or skipped, named and counted.
 
     Raises:
-        ValueError: neither a file of this machine nor a hub name, or what the readers raise.
+        ValueError: neither a file of this machine nor a hub name, a key that is for traces, or what the readers raise.
         ConnectionError: a hub name that cannot be reached.
     """
-    rows = _rows(file)
+    if file.format != "columns" or file.stop_text:
+        raise ValueError(f"{file.path}: format and stop_text are for traces; problems have columns. Remove them here.")
+    rows = _data(file)
     if file.choices:
         problems = read_choice_problems(rows, file.columns or {}, seed=seed, source=name, on_bad_row=on_bad_row)
     else:
@@ -61,16 +63,36 @@ def _plain_columns(file: DataFile) -> dict[str, str] | None:
     return {field: str(spec) for field, spec in file.columns.items()}
 
 
-def _rows(file: DataFile) -> Path | list[Mapping[str, object]]:
+def _data(file: DataFile) -> Path | list[Mapping[str, object]]:
+    """A path that the readers know (a file, a trace store), or the rows of a saved or hub data set."""
     path = locate(file.path)
-    if path.exists():
+    if path.is_file() or is_store(path):
         return path
-    if path.suffix in (".jsonl", ".gz", ".csv", ".parquet", ".json") or file.path.count("/") != 1:
+    if path.is_dir():
+        return _saved_rows(path, file.split)
+    if path.name.endswith((*SUFFIXES, ".gz")) or file.path.count("/") != 1:
         raise ValueError(
             f"there is no data file '{file.path}' (working directory {Path.cwd()}), and it is no hub name of the form "
             "organisation/dataset. Give a file that is there, or such a name."
         )
     return _hub_rows(file)
+
+
+def _saved_rows(folder: Path, split: str) -> list[Mapping[str, object]]:
+    """The rows of a directory that `datasets` wrote with `save_to_disk`: one data set, or one for each split."""
+    if not any((folder / name).is_file() for name in ("state.json", "dataset_dict.json")):
+        raise ValueError(
+            f"{folder} is a directory, but neither a trace store nor a data set of `save_to_disk`. Give one of its "
+            f"files ({', '.join(SUFFIXES)})."
+        )
+    from datasets import DatasetDict, load_from_disk
+
+    saved = load_from_disk(str(folder))
+    if not isinstance(saved, DatasetDict):
+        return list(saved)
+    if split not in saved:
+        raise ValueError(f"{folder} has no split '{split}'; it has {', '.join(saved)}. Set split to one of them.")
+    return list(saved[split])
 
 
 def _hub_rows(file: DataFile) -> list[Mapping[str, object]]:
@@ -100,7 +122,9 @@ def load_traces(
     """
     traces: list[Trace] = []
     for file in files:
-        read, num_skipped = read_traces(locate(file.path), _plain_columns(file), on_bad_row=on_bad_row)
+        read, num_skipped = read_traces(
+            _data(file), _plain_columns(file), format=file.format, stop_text=file.stop_text, on_bad_row=on_bad_row
+        )
         read = read[: file.limit]
         with Verifier(file.rules, file.kind, timeout_s) as verifier:
             judged, num_bad = verify_traces(read, verifier, on_bad_reference)

@@ -7,7 +7,7 @@ from typing import Any
 
 import lightning as L
 import numpy as np
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from w2sr.packing import EpochPlan, num_loss_tokens, pack_row, plan_epoch, steps_per_epoch
 from w2sr.types import Segment, StepBatch
@@ -63,9 +63,11 @@ class StepDataset(Dataset[StepBatch]):
         rows = plan.rank_rows(step, self.rank, self.world_size)
         pad_to = self.max_tokens if self.pad_rows else None
         members = [int(member) for row in rows for member in row]
+        num_tokens = num_loss_tokens(plan.step_rows(step), self.loss_tokens)
+        assert num_tokens > 0, f"step {step} of epoch {epoch} has no loss token, but every segment has some"
         return StepBatch(
             rows=[pack_row([self.segments[member] for member in row], pad_to=pad_to) for row in rows],
-            num_loss_tokens=num_loss_tokens(plan.step_rows(step), self.loss_tokens),
+            num_loss_tokens=num_tokens,
             lengths=tuple(self.lengths[members].tolist()),
             trace_ids=tuple(self.segments[member].segment_id for member in members),
             capacity=len(rows) * self.max_tokens,
@@ -89,6 +91,31 @@ class StepSampler(Sampler[int]):
         begun = self.trainer.fit_loop.epoch_loop.batch_progress.total.ready
         epoch, start = divmod(begun, num_epoch_steps)
         yield from (epoch * self.dataset.num_steps + step for step in range(start, num_epoch_steps))
+
+
+class StepLoader(DataLoader[StepBatch]):
+    """The loader of a StepDataset. It begins when its first step is asked for, not when its iterator is made.
+
+    The Trainer makes the iterator while it counts steps for the schedule, before it restores a checkpoint: workers that
+    began then would read the progress too early, and pack steps that a resumed run has behind it.
+    """
+
+    def __init__(self, dataset: StepDataset, trainer: L.Trainer, num_workers: int) -> None:
+        super().__init__(
+            dataset,
+            batch_size=None,
+            sampler=StepSampler(dataset, trainer),
+            num_workers=num_workers,
+            collate_fn=_unchanged,
+        )
+
+    def __iter__(self) -> Iterator[StepBatch]:  # type: ignore[override]
+        yield from super().__iter__()
+
+
+def _unchanged(step: Any) -> Any:
+    """The step itself: torch's own conversion makes lists of its tuples."""
+    return step
 
 
 class HeldOutSteps(Dataset[StepBatch]):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,11 +15,22 @@ from torch.utils.data import DataLoader
 
 from w2sr.chat import Chat
 from w2sr.datamodules.sources import OnBadReference, build_verifiers, load_problems, load_traces, problem_loader
-from w2sr.datamodules.steps import HeldOutSteps, StepDataset, StepSampler
+from w2sr.datamodules.steps import HeldOutSteps, StepDataset, StepLoader
 from w2sr.packing import Overlong, handle_overlong
 from w2sr.rows import OnBadRow
 from w2sr.selection import Gates, Selection, select
+from w2sr.token_cache import cached_segments
 from w2sr.types import DataFile, Keep, Problem, Segment, Trace
+
+
+def with_token_counts(traces: Sequence[Trace], chat: Chat) -> list[Trace]:
+    """The traces, with the student's token counts where their source gives none (a foreign file, a cut at stop_text).
+
+    Counts that are there are kept, although a teacher's tokenizer may have made them.
+    """
+    unknown = [trace for trace in traces if trace.num_tokens < 0]
+    counts = iter(chat.count_tokens(unknown))
+    return [trace if trace.num_tokens >= 0 else replace(trace, num_tokens=next(counts)) for trace in traces]
 
 
 class TraceDataModule(L.LightningDataModule):
@@ -45,6 +56,8 @@ class TraceDataModule(L.LightningDataModule):
         timeout_s: seconds that the verifier may spend on one answer.
         batch_problems: validation problems of a batch.
         num_workers: processes that pack rows ahead.
+        cache_dir: where the tokens of traces are kept (see `w2sr.token_cache`); `.tokens` beside the run directory
+            without it.
         seed: of the order of traces.
     """
 
@@ -67,6 +80,7 @@ class TraceDataModule(L.LightningDataModule):
         timeout_s: float = 5.0,
         batch_problems: int = 512,
         num_workers: int = 0,
+        cache_dir: str | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -77,12 +91,14 @@ class TraceDataModule(L.LightningDataModule):
         self.step_sequences, self.step_tokens, self.window = step_sequences, step_tokens, window
         self.on_bad_row, self.on_bad_reference, self.timeout_s = on_bad_row, on_bad_reference, timeout_s
         self.batch_problems, self.num_workers, self.seed = batch_problems, num_workers, seed
+        self.cache_dir = cache_dir
         self.verifiers = build_verifiers({**self.benchmarks, **self.validation}, timeout_s)
         self.validation_problems: list[Problem] = []
         self.test_problems: list[Problem] = []
         self.selection: Selection | None = None
         self.train_segments: list[Segment] = []
         self.held_out_segments: list[Segment] = []
+        self._overlong_report = ""
 
     def setup(self, stage: str) -> None:
         """Reads everything. Done once: Lightning calls it for every stage."""
@@ -96,18 +112,23 @@ class TraceDataModule(L.LightningDataModule):
             on_bad_reference=self.on_bad_reference,
             timeout_s=self.timeout_s,
         )
+        chat: Chat = cast(Any, self._trainer.lightning_module).chat
+        if self.gates.need_tokens:
+            traces = with_token_counts(traces, chat)
         self.selection = select(traces, keep=self.keep, **asdict(self.gates))
         rank_zero_info(self.selection.format_table())
-        chat: Chat = cast(Any, self._trainer.lightning_module).chat
-        held_out = [trace for trace in self.selection.traces if self._is_held_out(trace)]
-        training = [trace for trace in self.selection.traces if not self._is_held_out(trace)]
-        self.train_segments, report = self._segments(chat, training)
-        self.held_out_segments, _ = self._segments(chat, held_out)
-        if report:
-            rank_zero_info(report)
-        self._write_selection(Path(self._trainer.default_root_dir), report)
+        segments = cached_segments(chat, self.selection.traces, self._cache_folder())
+        sides: dict[bool, list[Segment]] = {True: [], False: []}
+        for trace, segment in zip(self.selection.traces, segments, strict=True):
+            sides[self._is_held_out(trace)].append(segment)
+        self.train_segments, self._overlong_report = self._fitting(sides[False])
+        self.held_out_segments, _ = self._fitting(sides[True])
+        if self._overlong_report:
+            rank_zero_info(self._overlong_report)
 
     def train_dataloader(self) -> DataLoader[Any]:
+        # not in setup, which comes before the run directory is found to be free
+        self._write_selection(Path(self._trainer.default_root_dir))
         dataset = StepDataset(
             self.train_segments,
             seed=self.seed,
@@ -119,8 +140,7 @@ class TraceDataModule(L.LightningDataModule):
             world_size=self._trainer.world_size,
             pad_rows=self.pad_rows,
         )
-        sampler = StepSampler(dataset, self._trainer)
-        return DataLoader(dataset, batch_size=None, sampler=sampler, num_workers=self.num_workers)
+        return StepLoader(dataset, self._trainer, self.num_workers)
 
     def val_dataloader(self) -> list[DataLoader[Any]]:
         rank, world_size = self._trainer.global_rank, self._trainer.world_size
@@ -160,21 +180,23 @@ class TraceDataModule(L.LightningDataModule):
         digest = hashlib.blake2b(f"{self.seed}|{trace.problem_id}".encode(), digest_size=8).digest()
         return int.from_bytes(digest, "big") < self.held_out_frac * 2**64
 
-    def _segments(self, chat: Chat, traces: Sequence[Trace]) -> tuple[list[Segment], str]:
-        if not traces:
-            return [], ""
-        segments, report = handle_overlong(chat.segments(traces), self.max_tokens, self.overlong)
-        return segments, str(report) if report.num_overlong else ""
+    def _cache_folder(self) -> Path:
+        """Beside the run directory, so that the runs of a study share it, and a refused run leaves no trace in one."""
+        return Path(self.cache_dir or Path(self._trainer.default_root_dir).absolute().parent / ".tokens")
+
+    def _fitting(self, segments: Sequence[Segment]) -> tuple[list[Segment], str]:
+        kept, report = handle_overlong(segments, self.max_tokens, self.overlong)
+        return kept, str(report) if report.num_overlong else ""
 
     @rank_zero_only
-    def _write_selection(self, folder: Path, overlong_report: str) -> None:
+    def _write_selection(self, folder: Path) -> None:
         assert self.selection is not None
         folder.mkdir(parents=True, exist_ok=True)
         record = {
             "keep": self.keep,
             "gates": asdict(self.gates),
             "table": json.loads(self.selection.to_json()),
-            "overlong": overlong_report,
+            "overlong": self._overlong_report,
             "num_train_traces": len(self.train_segments),
             "num_held_out_traces": len(self.held_out_segments),
             "num_train_tokens": sum(map(len, self.train_segments)),

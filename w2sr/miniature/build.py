@@ -24,7 +24,7 @@ from w2sr.types import SampleRequest, Sampling, Trace
 from w2sr.verify import Verifier
 
 FOLDER = Path(__file__).parent
-SIZES: dict[Split, int] = {"validation": 300, "test": 1000, "train": 4000}
+SIZES: dict[Split, int] = {"validation": 300, "test": 1000, "train": 16000}
 SEED = 20_505
 TEACHER = "w2sr/miniature/teacher"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal, cast
 
 import lightning as L
+import torch
 
 from w2sr.attention import Engine
 from w2sr.chat import Chat, Template
@@ -78,4 +79,6 @@ class EvalModule(L.LightningModule):
         generator = EmbeddedGenerator(self.policy, self.chat.stop_token_ids, self.chat.decode, num_slots=self.num_slots)
         problems = [problem for problem, weight in zip(*batch, strict=True) if weight]
         verifiers = cast(Any, self.trainer).datamodule.verifiers
-        self.records += evaluate(problems, self.chat, generator, verifiers, self.sampling, self.num_samples)
+        # the weights' dtype is the precision, as everywhere that completions are sampled
+        with torch.autocast(self.device.type, enabled=False):
+            self.records += evaluate(problems, self.chat, generator, verifiers, self.sampling, self.num_samples)

@@ -8,20 +8,25 @@ micro-batch weighs as much as a long one; here every token of a step weighs the 
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import lightning as L
 import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from w2sr.attention import Engine
 from w2sr.chat import Chat, Template
 from w2sr.evaluation import evaluate
 from w2sr.losses import sft_loss
 from w2sr.metrics import PassAtK
+from w2sr.modules.checkpoints import WholeCheckpointIO, check_same_student, student_identity
 from w2sr.modules.optimization import build_optimizer, gradient_sync, warmup_cosine
 from w2sr.policy import DTypeName, LoRA, Policy, load_policy
 from w2sr.rollouts import EmbeddedGenerator
@@ -101,6 +106,12 @@ class SFTModule(L.LightningModule):
             )
         return self._chat
 
+    def setup(self, stage: str) -> None:
+        strategy = self.trainer.strategy
+        # exactly Lightning's default: what a user or a sharded strategy chose stays
+        if type(strategy.checkpoint_io) is TorchCheckpointIO:
+            strategy.checkpoint_io = WholeCheckpointIO()
+
     def configure_model(self) -> None:
         """Loads the student. Lightning calls this again for every stage, so a loaded one is kept."""
         if self.policy is not None:
@@ -114,6 +125,9 @@ class SFTModule(L.LightningModule):
         if self.gradient_checkpointing:
             self.policy.lm.gradient_checkpointing_enable({"use_reentrant": False})
 
+    def on_fit_start(self) -> None:
+        rank_zero_info(f"Packed attention on {self.device}: {self._loaded().engine()} (attention={self.attention}).")
+
     def configure_optimizers(self) -> Any:
         """Our own, because a scheduler that LightningCLI injects is stepped once an epoch."""
         optimizer = build_optimizer(self.optimizer, self.learning_rate, self.named_parameters())
@@ -125,7 +139,7 @@ class SFTModule(L.LightningModule):
         optimizer, scheduler = cast(Any, self.optimizers()), cast(Any, self.lr_schedulers())
         policy = self._loaded()
         optimizer.zero_grad()
-        loss = torch.zeros((), device=self.device)
+        loss = torch.zeros((), device=self.device, dtype=torch.float32)  # under bf16-true the default is bfloat16
         for index, row in enumerate(step.rows):
             with gradient_sync(cast(Any, self.trainer.strategy.model), last=index == len(step.rows) - 1):
                 row_loss = sft_loss(policy(row), step.num_loss_tokens)
@@ -133,6 +147,7 @@ class SFTModule(L.LightningModule):
                 self.manual_backward(row_loss * self.trainer.world_size)
             loss += row_loss.detach()
         grad_norm = self._clip()
+        self._require_finite(step, loss, grad_norm)
         learning_rate = optimizer.param_groups[0]["lr"]
         optimizer.step()
         scheduler.step()
@@ -148,7 +163,9 @@ class SFTModule(L.LightningModule):
             return
         problems = [problem for problem, weight in zip(*batch, strict=True) if weight]
         verifiers = cast(Any, self.trainer).datamodule.verifiers
-        records = list(evaluate(problems, self.chat, self.generator(), verifiers, self.sampling))
+        # in the weights' own precision, as `test` and the final table generate, whatever the trainer's autocast
+        with torch.autocast(self.device.type, enabled=False):
+            records = list(evaluate(problems, self.chat, self.generator(), verifiers, self.sampling))
         solved = Counter(record.problem_id for record in records if record.correct)
         assert self._pass_at_k is not None, "validation problems come from validation sources"
         self._pass_at_k.update(
@@ -181,8 +198,10 @@ class SFTModule(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["num_trained_tokens"] = self.num_trained_tokens
+        checkpoint["student"] = student_identity(self.student, self._loaded(), self.lora)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        check_same_student(checkpoint.get("student"), student_identity(self.student, self._loaded(), self.lora))
         self.num_trained_tokens = checkpoint["num_trained_tokens"]
 
     def _loaded(self) -> Policy:
@@ -191,7 +210,27 @@ class SFTModule(L.LightningModule):
 
     def _clip(self) -> Tensor:
         limit = self.clip_norm if self.clip_norm > 0 else float("inf")
-        return torch.nn.utils.clip_grad_norm_([p for p in self.parameters() if p.grad is not None], limit)
+        norm = torch.nn.utils.clip_grad_norm_([p for p in self.parameters() if p.grad is not None], limit)
+        return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+    def _require_finite(self, step: StepBatch, loss: Tensor, grad_norm: Tensor) -> None:
+        """Raises a ValueError before a step that would make the weights NaN. All ranks raise it together.
+
+        The norm is of gradients that were averaged over ranks, so it is NaN on all of them where one loss is. To read
+        it waits for the device; so does the forward pass of the next step.
+        """
+        if bool(torch.isfinite(grad_norm)):
+            return
+        parts = _on_all_ranks((float(loss), step.trace_ids))
+        bad = [part for part in parts if not math.isfinite(part[0])] or parts
+        names = ", ".join(repr(name) for _, trace_ids in bad for name in trace_ids)
+        raise ValueError(
+            f"Optimizer step {self.trainer.global_step} (epoch {self.trainer.current_epoch}) has the loss "
+            f"{sum(part[0] for part in parts)} and a gradient of norm {float(grad_norm)}. Training stops before that "
+            "reaches the weights; every checkpoint written so far is good. Traces of the step: "
+            f"{names}. Look at them, lower model.learning_rates.sft, or use a wider trainer.precision; then go on with "
+            "--ckpt_path last."
+        )
 
     def _log_step(self, step: StepBatch, loss: Tensor, grad_norm: Tensor, learning_rate: float) -> None:
         self.log("train/loss", loss, prog_bar=True, sync_dist=True, reduce_fx="sum")
@@ -199,3 +238,12 @@ class SFTModule(L.LightningModule):
         self.log("train/learning_rate", learning_rate)
         self.log("train/fill", sum(step.lengths) / step.capacity if step.capacity else 0.0)
         self.log("train/loss_tokens", float(step.num_loss_tokens))
+
+
+def _on_all_ranks(value: Any) -> list[Any]:
+    """The value of every rank, on every rank."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return [value]
+    values: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(values, value)
+    return values

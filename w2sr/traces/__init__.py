@@ -1,6 +1,6 @@
 """The trace store and the readers of foreign traces."""
 
-from w2sr.traces.foreign import read_jsonl, read_traces
+from w2sr.traces.foreign import read_foreign, read_traces
 from w2sr.traces.store import Manifest, Part, TraceKey, is_store, read_manifest, read_store, trace_key
 from w2sr.traces.writer import TraceWriter, write_store
 
@@ -10,7 +10,7 @@ __all__ = [
     "TraceKey",
     "TraceWriter",
     "is_store",
-    "read_jsonl",
+    "read_foreign",
     "read_manifest",
     "read_store",
     "read_traces",

@@ -19,59 +19,68 @@ from w2sr.rows import (
     cell,
     check_fields,
     column_names,
+    data_name,
     derived_id,
     problem_hash,
     read_rows,
 )
+from w2sr.traces.formats import FORMATS, Format
 from w2sr.traces.store import is_store, read_store, trace_key
-from w2sr.types import FinishReason, Trace, VerdictLabel
+from w2sr.types import FinishReason, RowFormat, Trace, VerdictLabel
 
+Data = str | Path | Sequence[Mapping[str, object]]
 REQUIRED = ("problem", "completion", "reference_answer")
 FIELDS = tuple(f.name for f in fields(Trace))
 
 
 def read_traces(
-    path: str | Path,
+    data: Data,
     columns: Mapping[str, str] | None = None,
     *,
+    format: RowFormat = "columns",
     source: str | None = None,
     teacher: str | None = None,
     stop_text: Sequence[str] = (),
     on_bad_row: OnBadRow = "error",
 ) -> tuple[list[Trace], int]:
-    """Reads traces and says how many rows were skipped: a directory is our own store, a file is a foreign one.
+    """Reads traces and says how many rows were skipped: a directory is our own store, anything else is foreign.
 
     Raises:
-        ValueError: a store with `columns` (it has names of its own), or what `read_store` and `read_jsonl` raise.
+        ValueError: a store with `columns` (it has names of its own), or what `read_store` and `read_foreign` raise.
     """
-    path = Path(path)
-    if path.is_dir():
-        if not is_store(path):
-            raise ValueError(f"{path} is a directory, but no trace store: no manifest.json and no journal.")
-        if columns or source is not None or teacher is not None or stop_text:
-            raise ValueError(f"{path} is a trace store. Remove columns, source, teacher and stop_text: it knows.")
-        return read_store(path), 0
-    return read_jsonl(path, columns, source=source, teacher=teacher, stop_text=stop_text, on_bad_row=on_bad_row)
+    if isinstance(data, (str, Path)) and Path(data).is_dir():
+        if not is_store(data):
+            raise ValueError(f"{data} is a directory, but no trace store: no manifest.json and no journal.")
+        if columns or source is not None or teacher is not None or stop_text or format != "columns":
+            raise ValueError(f"{data} is a trace store. Remove columns, format, source, teacher, stop_text: it knows.")
+        return read_store(data), 0
+    return read_foreign(
+        data, columns, format=format, source=source, teacher=teacher, stop_text=stop_text, on_bad_row=on_bad_row
+    )
 
 
-def read_jsonl(
-    path: str | Path,
+def read_foreign(
+    data: Data,
     columns: Mapping[str, str] | None,
     *,
+    format: RowFormat = "columns",
     source: str | None = None,
     teacher: str | None = None,
     stop_text: Sequence[str] = (),
     on_bad_row: OnBadRow = "error",
 ) -> tuple[list[Trace], int]:
-    """Reads foreign traces from .jsonl(.gz), .csv or .parquet and says how many rows were skipped.
+    """Reads traces from a .jsonl(.gz), .json, .csv or .parquet file, or from rows in memory; counts skipped rows.
 
     Args:
-        path: the file.
+        data: the file, or rows as mappings.
         columns: field of Trace to column of the file, or to `=text`, a literal for every row. `problem`, `completion`
             and `reference_answer` are required. Without `problem_id` the id is made of the source and a hash of the
             problem, which joins the samples of one problem; without `sample_index` the samples of a problem and teacher
-            are numbered in file order. `finish_reason` may be a column of booleans: true means "stop", false "length".
-            None: the file uses the names of Trace.
+            are numbered in file order. Columns of booleans serve as `finish_reason` (true means "stop", false "length")
+            and as `verdict` (true means "correct", false "incorrect", also where no answer was given); without
+            `verdict` every trace is to be verified. None: the file uses the names of Trace.
+        format: `columns`, or a form in which problem and completion share a row in another way (see
+            `w2sr.traces.formats`); then `columns` maps the other fields, and renames the columns of the form.
         source: short for `columns.source: "=..."`; likewise `teacher`.
         stop_text: texts at which the teacher should have stopped, such as `</s>` left in by a decoder. The completion
             ends before the first of them; then the finish reason is "stop" unless its column says otherwise, and the
@@ -82,17 +91,21 @@ def read_jsonl(
     Raises:
         ValueError: an empty or damaged file, a column that is not there, a bad row, one id for two problems or traces.
     """
+    if format not in get_args(RowFormat):
+        raise ValueError(f"format={format!r} is unknown. Choose one of {', '.join(get_args(RowFormat))}.")
+    form = FORMATS.get(format)
+    given = {field: f"={text}" for field, text in (("source", source), ("teacher", teacher)) if text is not None}
     bad = BadRows(on_bad_row)
-    rows, specs = _rows(path, columns, bad, source=source, teacher=teacher)
+    rows, specs = (
+        _rows(data, columns, bad, given) if form is None else _form_rows(data, columns or {}, bad, given, form)
+    )
     traces: list[tuple[str, Trace]] = []
     for row in rows:
         try:
-            values = {field: _value(row, field, spec) for field, spec in specs.items()}
-            values = {field: value for field, value in values.items() if value is not None}
-            traces.append((row.where, _trace(values, stop_text)))
+            traces.append((row.where, _trace(_values(row, specs, form), stop_text)))
         except ValueError as error:
             bad.meet(row.where, error)
-    bad.report(str(path), len(traces))
+    bad.report(data_name(data), len(traces))
     if "problem_id" in specs:
         _check_problem_ids(traces, specs["problem_id"])
     if "sample_index" in specs:
@@ -102,26 +115,55 @@ def read_jsonl(
 
 
 def _rows(
-    path: str | Path, columns: Mapping[str, str] | None, bad: BadRows, **literals: str | None
+    data: Data, columns: Mapping[str, str] | None, bad: BadRows, given: dict[str, str]
 ) -> tuple[list[Row], dict[str, str]]:
     """The rows, and field to spec for every field that the file or a literal gives."""
-    given = {field: f"={text}" for field, text in literals.items() if text is not None}
     if columns is None:
         optional = [field for field in FIELDS if field not in REQUIRED and field not in given]
-        rows = read_rows(path, REQUIRED, bad, optional=optional)
+        rows = read_rows(data, REQUIRED, bad, optional=optional)
         found = {field for row in rows for field in row.cells}
         return rows, {field: field for field in FIELDS if field in found} | given
     check_fields(columns, FIELDS)
     missing = [field for field in REQUIRED if field not in columns]
     if missing:
         raise ValueError(
-            f"{path}: columns does not map {', '.join(missing)}. For example columns: {{problem: question, completion: "
-            "response, reference_answer: gold, teacher: model}."
+            f"{data_name(data)}: columns does not map {', '.join(missing)}. For example columns: {{problem: question, "
+            "completion: response, reference_answer: gold, teacher: model}."
         )
+    specs = _joined(columns, given)
+    return read_rows(data, column_names(specs.values()), bad), specs
+
+
+def _form_rows(
+    data: Data, columns: Mapping[str, str], bad: BadRows, given: dict[str, str], form: Format
+) -> tuple[list[Row], dict[str, str]]:
+    """Likewise for a form: the specs of its parts stand beside those of the fields."""
+    check_fields(columns, [*form.parts, *(field for field in FIELDS if field not in ("problem", "completion"))])
+    specs = {**{part: part for part in form.parts}, **form.defaults, **_joined(columns, given)}
+    if "reference_answer" not in specs:
+        raise ValueError(
+            f"{data_name(data)}: its format does not say which column holds the reference answers. Name it: columns: "
+            "{reference_answer: gold}."
+        )
+    optional = [specs[part] for part in form.optional if part not in columns]
+    required = [name for name in column_names(specs.values()) if name not in optional]
+    return read_rows(data, required, bad, optional=optional), specs
+
+
+def _joined(columns: Mapping[str, str], given: dict[str, str]) -> dict[str, str]:
     for field in sorted(given.keys() & columns.keys()):
         raise ValueError(f"{field} is given twice, as {given[field][1:]!r} and as columns.{field}: remove one of them.")
-    specs = {**columns, **given}
-    return read_rows(path, column_names(specs.values()), bad), specs
+    return {**columns, **given}
+
+
+def _values(row: Row, specs: dict[str, str], form: Format | None) -> dict[str, Any]:
+    """The fields of a trace that its row gives."""
+    exchanged: dict[str, Any] = {}
+    if form is not None:
+        problem, completion = form.exchange({part: cell(row, specs[part]) for part in form.parts})
+        exchanged = {"problem": problem, "completion": completion}
+    values = {field: _value(row, field, spec) for field, spec in specs.items() if field in FIELDS}
+    return exchanged | {field: value for field, value in values.items() if value is not None}
 
 
 def _value(row: Row, field: str, spec: str) -> object:
@@ -144,9 +186,14 @@ def _trace(values: dict[str, Any], stop_text: Sequence[str]) -> Trace:
     return Trace(**{"problem_id": derived_id(values["source"], values["problem"]), **values})
 
 
+def _truth(value: object) -> bool | None:
+    """The truth value of a cell, where it is one: JSON's and Parquet's booleans, and how CSV spells them."""
+    return {"true": True, "false": False}.get(str(value).lower()) if isinstance(value, (bool, str)) else None
+
+
 def _finish_reason(value: object) -> FinishReason:
-    if isinstance(value, bool):
-        return "stop" if value else "length"
+    if (truth := _truth(value)) is not None:
+        return "stop" if truth else "length"
     for reason in get_args(FinishReason):
         if value == reason:
             return cast(FinishReason, reason)
@@ -154,10 +201,13 @@ def _finish_reason(value: object) -> FinishReason:
 
 
 def _verdict(value: object) -> str:
+    if (truth := _truth(value)) is not None:
+        return "correct" if truth else "incorrect"
     if isinstance(value, str) and value in ("", *get_args(VerdictLabel)):
         return value
     raise ValueError(
-        f"is {value!r}, not one of {', '.join(get_args(VerdictLabel))}. Leave verdict unmapped to have it verified"
+        f"is {value!r}, not true, false or one of {', '.join(get_args(VerdictLabel))}. Leave verdict unmapped to have "
+        "it verified"
     )
 
 

@@ -155,6 +155,15 @@ def _part(entry: dict[str, Any], file: Path) -> Part:
         part = Part(**entry)
     except TypeError as error:
         raise ValueError(f"{file} names a part in a way that is unknown: {error}. Restore it from a copy.") from error
+    counts = (part.by_verdict, part.by_source, part.by_teacher)
+    sizes = (part.generation, part.num_traces, part.num_bytes)
+    if not (
+        isinstance(part.writer, str)
+        and isinstance(part.sha256, str)
+        and all(type(size) is int and size >= 0 for size in sizes)
+        and all(isinstance(count, dict) for count in counts)
+    ):
+        raise ValueError(f"{file} says of a part what cannot be: {entry!r:.300}. Restore it from a copy.")
     if not WRITER_NAME.fullmatch(part.writer):
         raise ValueError(f"{file} names writer {part.writer!r}; only letters, digits and underscores are allowed.")
     return part

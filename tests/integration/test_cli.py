@@ -1,0 +1,161 @@
+"""The command line as a person meets it: help, printed configuration, verbs, and errors that are one message."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from w2sr.cli import main
+from w2sr.metrics import PassAtK
+from w2sr.results import Cost, ProblemCount, RunResult, write_result
+
+ROOT = Path(__file__).resolve().parents[2]
+HEAVY = ("vllm", "flash_attn", "datasets", "liger_kernel", "math_verify", "peft", "pyarrow.parquet")
+
+
+def python(code: str) -> str:
+    return subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True, timeout=300
+    ).stdout
+
+
+def test_loading_the_command_line_imports_nothing_heavy() -> None:
+    loaded = python(f"import sys, w2sr.cli; print([name for name in {HEAVY!r} if name in sys.modules])")
+    base = python(f"import sys, lightning.pytorch.cli; print([name for name in {HEAVY!r} if name in sys.modules])")
+    assert loaded == base
+
+
+def test_help_lists_the_verbs(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["--help"])
+    assert end.value.code == 0
+    printed = capsys.readouterr().out
+    assert "ask STUDENT" in printed and "report RESULT" in printed and "fit" in printed
+
+
+def test_print_config_shows_every_key(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["fit", "--config", str(ROOT / "configs/w2sr_n.yaml"), "--print_config"])
+    printed = capsys.readouterr().out
+    assert "keep: N" in printed and "overlong: error" in printed and "max_per_problem: null" in printed
+
+
+def test_ask_answers_with_the_shipped_teacher(capsys: pytest.CaptureFixture[str]) -> None:
+    question = "Today Mia has 23 apples. Tom has 8 more than Mia. How many apples does Tom have?"
+    main(["ask", "w2sr/miniature/teacher", question, "--max_new_tokens", "60"])
+    assert "\\boxed{31}" in capsys.readouterr().out
+
+
+def test_ask_says_when_it_was_cut_off(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["ask", "w2sr/miniature/teacher", "How many apples does Tom have?", "--max_new_tokens", "2"])
+    assert "cut off at --max_new_tokens 2" in capsys.readouterr().err
+
+
+def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    with pytest.raises(SystemExit) as end:
+        main(words)
+    assert end.value.code == 2
+    return capsys.readouterr().err
+
+
+def test_a_model_that_is_not_there_is_one_message(capsys: pytest.CaptureFixture[str]) -> None:
+    message = refused(capsys, "ask", "runs/nowhere/student", "1 + 1?")
+    assert message.startswith("error: there is no model directory 'runs/nowhere/student'")
+    assert message.count("\n") == 1
+
+
+def test_a_question_longer_than_the_model_is_one_message(capsys: pytest.CaptureFixture[str]) -> None:
+    message = refused(capsys, "ask", "w2sr/miniature/teacher", "Tom has 8 more than Mia. " * 80)
+    assert "positions; the model has 512" in message
+
+
+def result(name: str, correct: list[int]) -> RunResult:
+    counts = {f"p{i}": ProblemCount(c, 1, "bench") for i, c in enumerate(correct)}
+    metric = PassAtK(sources=("bench",), num_bootstrap=50)
+    metric.update(list(counts), ["bench"] * len(correct), torch.tensor(correct))
+    return RunResult(
+        name=name,
+        model="m",
+        sources=("bench",),
+        num_samples=1,
+        estimates=metric.compute(),
+        per_problem=counts,
+        finished_frac=1.0,
+        cut_off_frac=0.0,
+        num_missing_samples=0,
+        mean_completion_tokens=7.0,
+        sampling={},
+        cost=Cost(1.0, 7),
+        command="c",
+        versions={},
+        created="2026-01-01T00:00:00+00:00",
+    )
+
+
+def test_report_reads_result_files_and_computes_rgr(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, correct in {"plain": [0] * 40, "w2sr": [1] * 30 + [0] * 10, "rl": [1] * 40}.items():
+        write_result(result(name, correct), tmp_path / name / "result.json")
+    main(["report", str(tmp_path), "--plain", "plain", "--ceiling", "rl"])
+    printed = capsys.readouterr().out
+    # RGR = (30/40 - 0) / (40/40 - 0)
+    (line,) = [line for line in printed.splitlines() if line.startswith("w2sr") and "RGR" in line]
+    assert "75.0" in line
+
+
+def test_report_of_nothing_is_one_message(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert f"There is no result.json under {tmp_path}" in refused(capsys, "report", str(tmp_path))
+
+
+def test_the_shipped_result_of_json_is_json() -> None:
+    for model in ("student", "teacher"):
+        config = json.loads((ROOT / "w2sr/miniature" / model / "config.json").read_text())
+        assert config["model_type"] == "qwen3"
+
+
+BASE = ("--config", str(ROOT / "configs/w2sr_p.yaml"))
+
+
+def written(folder: Path, text: str) -> tuple[str, str]:
+    (folder / "overlay.yaml").write_text(text)
+    return "--config", str(folder / "overlay.yaml")
+
+
+def test_an_unknown_key_is_named_with_the_nearest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    message = refused(capsys, "fit", *BASE, *written(tmp_path, "trainer: {max_epoch: 3}"))
+    assert message == (
+        "error: The configuration sets trainer.max_epoch, which is no key of the trainer. Did you mean 'max_epochs'?\n"
+    )
+    message = refused(capsys, "fit", *BASE, *written(tmp_path, "data: {init_args: {kep: N}}"))
+    assert "sets kep, which is no argument of w2sr.datamodules.TraceDataModule. Did you mean 'keep'?" in message
+
+
+def test_an_overlay_before_its_base_is_told_so(capsys: pytest.CaptureFixture[str]) -> None:
+    overlay = ("--config", str(ROOT / "configs/model/qwen2.5-0.5b.yaml"))
+    message = refused(capsys, "fit", *overlay, *BASE)
+    assert "an overlay stands before its base" in message and "Put the base first" in message
+    assert message.count("\n") == 1
+
+
+def test_a_wrong_value_says_what_is_possible(capsys: pytest.CaptureFixture[str]) -> None:
+    message = refused(capsys, "fit", *BASE, "--data.init_args.keep=Q")
+    assert message == "error: data.init_args.keep: Expected a Literal['P', 'N', 'N_paper', 'all']. Got value: Q\n"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_overlay_without_a_gpu_is_one_message(capsys: pytest.CaptureFixture[str]) -> None:
+    message = refused(capsys, "fit", *BASE, "--config", str(ROOT / "configs/trainer/fsdp2.yaml"))
+    assert "trainer.accelerator=gpu needs a CUDA device" in message and "configs/trainer/cpu.yaml" in message
+
+
+def test_a_used_run_directory_is_refused_before_data_is_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config.yaml").write_text("")
+    arguments = (*BASE, f"--trainer.default_root_dir={tmp_path}", "--trainer.accelerator=cpu")
+    message = refused(capsys, "fit", *arguments)
+    assert f"The run directory {tmp_path} holds a run already" in message and "--ckpt_path last" in message

@@ -1,0 +1,135 @@
+"""Two processes (gloo, DDP, CPU) train as one does: the same losses, weights, validation and table."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from w2sr.chat import Chat
+from w2sr.datamodules import TraceDataModule
+from w2sr.datamodules.steps import StepDataset
+from w2sr.traces import read_traces
+
+FitConfig = Callable[..., Path]
+Scalars = Callable[[Path, str], dict[int, float]]
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+HANG_S = 240
+"""A run takes 15 s, on a busy machine thrice that; after this it hangs."""
+LOSS_ATOL = 2e-5
+"""Losses of 6 to 8 in float32 (5e-7 an ulp), summed in another order, after up to 8 optimizer steps."""
+GRAD_NORM_RTOL = 1e-4
+WEIGHT_ATOL = 1e-5
+"""SGD without clipping: what a wrong scale of the gradient would change is not divided out again, as in Adam."""
+
+SAVE_LAST = {
+    "class_path": "lightning.pytorch.callbacks.ModelCheckpoint",
+    "init_args": {"save_last": True, "every_n_train_steps": 1},
+}
+EXPORT = {"class_path": "w2sr.callbacks.ExportStudent"}
+TABLE = {"class_path": "w2sr.callbacks.FinalTable"}
+
+
+def run_cli(verb: str, config: Path, *extra: str) -> str:
+    """One command line in a process group of its own, as a user starts it; kills it where it hangs."""
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "W2SR_TRACEBACK": "1"}
+    command = [sys.executable, str(REPOSITORY / "lightning_cli.py"), verb, "--config", str(config), *extra]
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    ) as process:
+        try:
+            output, _ = process.communicate(timeout=HANG_S)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, 9)
+            pytest.fail(f"hangs after {HANG_S} s:\n{process.communicate()[0][-3000:]}")
+    assert process.returncode == 0, output[-5000:]
+    return output
+
+
+@pytest.fixture(scope="module")
+def two_and_one(tmp_path_factory: pytest.TempPathFactory, fit_config: FitConfig, tiny_world: Any) -> tuple[Path, Path]:
+    """The run folders of two processes and of one. Rows of 120 tokens: a step has 1 to 4 of them."""
+    runs = tmp_path_factory.mktemp("ranks")
+    for name, changes in (("two", {"trainer__devices": 2, "trainer__strategy": "ddp"}), ("one", {})):
+        config = fit_config(
+            runs / name,
+            data__max_tokens=120,
+            data__held_out_frac=0.2,
+            data__validation={"five": {"path": str(tiny_world.validation)}},
+            data__benchmarks={"six": {"path": str(tiny_world.benchmark)}},
+            model__learning_rates={"sft": 0.02},
+            model__optimizer={"class_path": "torch.optim.SGD", "init_args": {"momentum": 0.9}},
+            model__clip_norm=0.0,
+            trainer__callbacks=[SAVE_LAST, EXPORT, TABLE],
+            **changes,
+        )
+        run_cli("fit", config)
+    return runs / "two", runs / "one"
+
+
+def test_two_processes_have_the_loss_curve_of_one(two_and_one: tuple[Path, Path], scalars: Scalars) -> None:
+    two, one = (scalars(folder, "train/loss") for folder in two_and_one)
+    assert len(one) >= 6 and list(two) == list(one)
+    assert two == pytest.approx(one, abs=LOSS_ATOL, rel=0)
+    two, one = (scalars(folder, "train/grad_norm") for folder in two_and_one)
+    assert two == pytest.approx(one, rel=GRAD_NORM_RTOL)
+    two, one = (scalars(folder, "train/loss_tokens") for folder in two_and_one)
+    assert two == one
+
+
+def test_two_processes_end_with_the_weights_of_one(two_and_one: tuple[Path, Path], tiny_world: Any) -> None:
+    two, one = (load_file(folder / "student" / "model.safetensors") for folder in two_and_one)
+    before = load_file(tiny_world.student / "model.safetensors")
+    torch.testing.assert_close(two, one, atol=WEIGHT_ATOL, rtol=0)
+    assert all((one[name] - before[name]).abs().max() > 100 * WEIGHT_ATOL for name in one if one[name].ndim == 2)
+    saved = torch.load(two_and_one[0] / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    for name, weight in two.items():
+        torch.testing.assert_close(saved[f"policy.lm.{name}"], weight, atol=0, rtol=0)
+
+
+def test_two_processes_validate_an_odd_number_of_problems_as_one(
+    two_and_one: tuple[Path, Path], scalars: Scalars
+) -> None:
+    two, one = (scalars(folder, "val/loss") for folder in two_and_one)
+    assert len(one) == 2 and two == pytest.approx(one, abs=LOSS_ATOL, rel=0)
+    two, one = (scalars(folder, "val/pass@1") for folder in two_and_one)
+    assert len(one) == 2 and two == one
+
+
+def test_two_processes_write_the_final_table_of_one(two_and_one: tuple[Path, Path], tiny_world: Any) -> None:
+    asked = [json.loads(line)["problem_id"] for line in tiny_world.benchmark.read_text().splitlines()]
+    arms = [sorted(path.parent.name for path in (folder / "eval").glob("*/result.json")) for folder in two_and_one]
+    assert len(arms[1]) == 3 and arms[0] == arms[1], "no teacher is named: three arms"
+    for arm in arms[0]:
+        texts = [(folder / "eval" / arm / "completions.jsonl").read_text() for folder in two_and_one]
+        assert [json.loads(line)["problem_id"] for line in texts[0].splitlines()] == asked
+        if arm.startswith("plain"):
+            assert texts[0] == texts[1], "the same weights: what a problem gets does not depend on the rank"
+
+
+def test_the_ranks_had_unequal_shares(two_and_one: tuple[Path, Path]) -> None:
+    """Guard: in some steps one rank has fewer rows with traces than the other, else the above shows little."""
+    config = yaml.safe_load((two_and_one[0] / "config.yaml").read_text())
+    data = config["data"]["init_args"]
+    traces, _ = read_traces(data["traces"][0]["path"], None)
+    held_out = TraceDataModule(traces=[], held_out_frac=data["held_out_frac"])._is_held_out
+    training = [trace for trace in traces if trace.verdict == "correct" and not held_out(trace)]
+    segments = Chat.load(config["model"]["init_args"]["student"]).segments(sorted(training, key=lambda t: t.trace_id))
+    sizes = {key: data[key] for key in ("max_tokens", "step_sequences", "step_tokens", "window", "seed")}
+    shares = [StepDataset(segments, rank=rank, world_size=2, **sizes) for rank in (0, 1)]
+    num_steps = 2 * shares[0].num_steps
+    real = [
+        [sum(bool(row.labels.max() >= 0) for row in share[step].rows) for step in range(num_steps)] for share in shares
+    ]
+    assert sum(mine != other for mine, other in zip(*real, strict=True)) >= 3, real
+    assert 0 in real[1], "and in one step the second rank has no trace at all"

@@ -1,0 +1,104 @@
+"""Parameter groups, the learning-rate schedule, and when ranks exchange gradients."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from w2sr.modules.optimization import build_optimizer, gradient_sync, lr_factor, warmup_cosine
+
+
+def small_model() -> nn.Module:
+    """Weight [3, 4] and bias [3] of a linear layer, weight [4] of a norm, and one frozen matrix."""
+    model = nn.ModuleDict({"linear": nn.Linear(4, 3), "norm": nn.RMSNorm(4), "frozen": nn.Linear(2, 2, bias=False)})
+    model["frozen"].requires_grad_(False)
+    return model
+
+
+def test_norms_and_biases_are_not_decayed_and_frozen_weights_are_left_out() -> None:
+    model = small_model()
+    optimizer = build_optimizer(
+        lambda groups: torch.optim.AdamW(groups, lr=77.0, weight_decay=0.3), 0.02, model.named_parameters()
+    )
+    decayed, spared = optimizer.param_groups
+    assert [parameter.shape for parameter in decayed["params"]] == [(3, 4)]
+    assert [parameter.shape for parameter in spared["params"]] == [(3,), (4,)]
+    assert (decayed["weight_decay"], spared["weight_decay"]) == (0.3, 0.0)
+    assert (decayed["lr"], spared["lr"]) == (0.02, 0.02), "learning_rates overrules the optimizer's own"
+
+
+def test_decay_shrinks_the_matrix_only() -> None:
+    """Without gradient, one step of SGD with decay 0.3 and rate 0.5 multiplies the matrix by 1 - 0.15."""
+    model = small_model()
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    optimizer = build_optimizer(
+        lambda groups: torch.optim.SGD(groups, lr=1.0, weight_decay=0.3), 0.5, model.named_parameters()
+    )
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    for name, parameter in model.named_parameters():
+        factor = 0.85 if name == "linear.weight" else 1.0
+        torch.testing.assert_close(parameter, before[name] * factor)
+
+
+def test_a_model_of_norms_only_has_no_empty_group() -> None:
+    optimizer = build_optimizer(lambda groups: torch.optim.SGD(groups, lr=1.0), 0.5, nn.RMSNorm(3).named_parameters())
+    assert len(optimizer.param_groups) == 1
+
+
+def test_warm_up_rises_to_the_peak_and_the_cosine_falls_to_the_floor() -> None:
+    """12 steps, warm-up 0.3 → ceil(3.6) = 4 steps: 1/4, 2/4, 3/4, 4/4. Then 8 steps from 1 to 0.2.
+
+    A quarter of the way, after 2 of 8 steps: 0.2 + 0.8 · (1 + cos 45°)/2 = 0.882843; half way 0.6; at the end 0.2.
+    """
+    found = [lr_factor(step, 12, 0.3, 0.2) for step in (0, 1, 2, 3, 4, 6, 8, 12, 15)]
+    assert found == pytest.approx([0.25, 0.5, 0.75, 1.0, 1.0, 0.882843, 0.6, 0.2, 0.2], abs=1e-6)
+
+
+@pytest.mark.parametrize(("warmup_frac", "first"), [(0.0, 1.0), (1.0, 0.2)])
+def test_no_warm_up_and_only_warm_up(warmup_frac: float, first: float) -> None:
+    assert lr_factor(0, 5, warmup_frac, 0.0) == first
+    assert lr_factor(4, 5, 1.0, 0.0) == 1.0
+
+
+def test_a_single_step_is_not_lost_on_the_warm_up() -> None:
+    assert lr_factor(0, 1, 0.1, 0.0) == 1.0
+
+
+def test_the_scheduler_is_stepped_once_an_optimizer_step() -> None:
+    parameter = nn.Parameter(torch.ones(2, 2))
+    optimizer = torch.optim.SGD([parameter], lr=0.4)
+    scheduler = warmup_cosine(optimizer, num_steps=4, warmup_frac=0.5, min_lr_frac=0.1)
+    rates = []
+    for _ in range(4):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    # 2 warm-up steps: 0.2, 0.4; then cosine over 2: 0.4, and half way 0.4 · (0.1 + 0.9 / 2) = 0.22; it ends at 0.04
+    assert rates == pytest.approx([0.2, 0.4, 0.4, 0.22])
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.04)
+
+
+def test_only_the_last_micro_step_exchanges_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    from contextlib import contextmanager
+
+    events: list[str] = []
+
+    class FakeDDP(nn.Module):
+        @contextmanager
+        def no_sync(self):  # type: ignore[no-untyped-def]
+            events.append("held back")
+            yield
+
+    monkeypatch.setattr(nn.parallel, "DistributedDataParallel", FakeDDP)
+    for number in range(3):
+        with gradient_sync(FakeDDP(), last=number == 2):
+            events.append(f"backward {number}")
+    assert events == ["held back", "backward 0", "held back", "backward 1", "backward 2"]
+
+
+def test_a_plain_model_needs_no_exchange() -> None:
+    with gradient_sync(small_model(), last=False):
+        pass

@@ -1,0 +1,192 @@
+"""Loading, saving, adapters, dtypes and gradient checkpointing of the policy."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, GenerationConfig, Qwen3Config, Qwen3ForCausalLM
+
+from w2sr.chat import Chat
+from w2sr.modules.sft import SFTModule
+from w2sr.packing import pack_row
+from w2sr.policy import LoRA, Policy, load_policy, new_policy
+from w2sr.types import PackedBatch
+
+BF16_ATOL = 0.15
+"""bfloat16 keeps 8 bits: logits of up to 10 are rounded to 0.03, through two layers and a sum."""
+
+
+@pytest.fixture(scope="module")
+def chat(tiny_world: Any) -> Chat:
+    return Chat.load(tiny_world.student)
+
+
+@pytest.fixture(scope="module")
+def row(chat: Chat) -> PackedBatch:
+    texts = [("How many has Tom?", "Tom has 12. So Tom has \\boxed{12}."), ("Today Zoe has 7 eggs.", "Zoe has 7.")]
+    return pack_row([chat.segment(problem, completion, problem) for problem, completion in texts])
+
+
+def trained_a_little(policy: Policy, row: PackedBatch) -> Policy:
+    """Some steps, so that adapters are no longer zero."""
+    optimizer = torch.optim.SGD([p for p in policy.parameters() if p.requires_grad], lr=0.3)
+    for _ in range(3):
+        optimizer.zero_grad()
+        (-policy(row).mean()).backward()
+        optimizer.step()
+    return policy
+
+
+def gradients(policy: Policy, row: PackedBatch) -> dict[str, torch.Tensor]:
+    policy.zero_grad()
+    (-policy(row).sum()).backward()
+    return {name: parameter.grad.clone() for name, parameter in policy.named_parameters() if parameter.requires_grad}
+
+
+def test_lora_trains_adapters_only(tiny_world: Any, row: PackedBatch) -> None:
+    policy = load_policy(tiny_world.student)
+    before = policy(row).detach()
+    policy.add_lora(LoRA(rank=3, alpha=9))
+    trainable = {name for name, parameter in policy.named_parameters() if parameter.requires_grad}
+    # 2 layers x (4 attention + 3 MLP projections) x (A, B)
+    assert len(trainable) == 28 and all(".lora_" in name for name in trainable)
+    assert {p.shape[0] for name, p in policy.named_parameters() if ".lora_A." in name} == {3}
+    torch.testing.assert_close(policy(row), before, atol=0, rtol=0, msg="B starts at zero")
+    frozen = {name: p.detach().clone() for name, p in policy.named_parameters() if name not in trainable}
+    trained_a_little(policy, row)
+    for name, parameter in policy.named_parameters():
+        assert (parameter.grad is not None) == (name in trainable), name
+        if name in frozen:
+            torch.testing.assert_close(parameter, frozen[name], atol=0, rtol=0)
+    assert (policy(row) - before).abs().max() > 0.1
+
+
+def test_the_export_of_adapters_is_a_merged_ordinary_model(
+    tiny_world: Any, row: PackedBatch, chat: Chat, tmp_path: Path
+) -> None:
+    policy = load_policy(tiny_world.student)
+    policy.add_lora(LoRA(rank=3, alpha=9))
+    trained_a_little(policy, row)
+    expected = policy(row).detach()
+    policy.save(tmp_path, chat)
+    assert (
+        load_file(tmp_path / "model.safetensors").keys() == load_file(tiny_world.student / "model.safetensors").keys()
+    )
+    merged = load_policy(tmp_path)
+    # merged and separate products of about 30 terms are rounded at other places
+    torch.testing.assert_close(merged(row), expected, atol=2e-5, rtol=0)
+    torch.testing.assert_close(policy(row), expected, atol=2e-5, rtol=0, msg="saving leaves the adapters in place")
+    assert any(p.requires_grad for p in policy.parameters())
+
+
+@pytest.mark.parametrize("lora", [None, LoRA(rank=2)])
+@pytest.mark.parametrize("tied", [True, False])
+def test_tied_weights_stay_tied(
+    lora: LoRA | None, tied: bool, tiny_world: Any, chat: Chat, row: PackedBatch, tmp_path: Path
+) -> None:
+    config = load_policy(tiny_world.student).lm.config
+    config.tie_word_embeddings = tied
+    torch.manual_seed(2)
+    policy = new_policy(config)
+    if lora is not None:
+        policy.add_lora(lora)
+    trained_a_little(policy, row)
+    policy.save(tmp_path, chat)
+    assert ("lm_head.weight" in load_file(tmp_path / "model.safetensors")) == (not tied)
+    for lm in (load_policy(tmp_path).lm, AutoModelForCausalLM.from_pretrained(tmp_path)):
+        assert (lm.get_input_embeddings().weight is lm.get_output_embeddings().weight) == tied
+    torch.testing.assert_close(load_policy(tmp_path)(row), policy(row), atol=2e-5, rtol=0)
+
+
+def test_a_save_and_a_load_change_no_bit(tiny_world: Any, chat: Chat, row: PackedBatch, tmp_path: Path) -> None:
+    policy = trained_a_little(load_policy(tiny_world.student), row)
+    policy.save(tmp_path, chat)
+    torch.testing.assert_close(load_policy(tmp_path)(row), policy(row), atol=0, rtol=0)
+
+
+def test_pickled_weights_are_refused(tiny_world: Any, tmp_path: Path) -> None:
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / name).write_bytes((tiny_world.student / name).read_bytes())
+    torch.save(load_file(tiny_world.student / "model.safetensors"), tmp_path / "pytorch_model.bin")
+    with pytest.raises(OSError, match="safetensors"):
+        load_policy(tmp_path)
+    save_file(
+        load_file(tiny_world.student / "model.safetensors"), tmp_path / "model.safetensors", metadata={"format": "pt"}
+    )
+    load_policy(tmp_path)
+
+
+def test_gradient_checkpointing_computes_again_and_gives_the_same_gradients(tiny_world: Any, row: PackedBatch) -> None:
+    plain, again = (SFTModule(str(tiny_world.student), gradient_checkpointing=on) for on in (False, True))
+    calls: list[str] = []
+    for name, module in (("plain", plain), ("again", again)):
+        module.configure_model()
+        assert module.policy is not None and module.policy.lm.training, "transformers checkpoints in train mode only"
+        first = module.policy.lm.model.layers[0].mlp
+        first.register_forward_pre_hook(lambda *_, name=name: calls.append(name))
+    assert plain.policy is not None and again.policy is not None
+    torch.testing.assert_close(gradients(again.policy, row), gradients(plain.policy, row), atol=0, rtol=0)
+    assert sorted(calls) == ["again", "again", "plain"], "guard: the first block ran a second time"
+
+
+def test_bfloat16_weights_give_about_the_same_logprobs_and_float32_results(tiny_world: Any, row: PackedBatch) -> None:
+    exact, rounded = load_policy(tiny_world.student)(row), load_policy(tiny_world.student, dtype="bfloat16")
+    assert {parameter.dtype for parameter in rounded.parameters()} == {torch.bfloat16}
+    found = rounded(row)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, exact, atol=BF16_ATOL, rtol=0)
+    assert (found - exact).abs().max() > 1e-3, "guard: the rounding shows"
+    found.sum().backward()
+    assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in rounded.parameters())
+
+
+def test_autocast_gives_about_the_same_gradients(tiny_world: Any, row: PackedBatch) -> None:
+    """`trainer.precision=bf16-mixed`: float32 weights, and a backward pass that runs outside of autocast."""
+    policy = load_policy(tiny_world.student)
+    exact = gradients(policy, row)
+    policy.zero_grad()
+    with torch.autocast("cpu", torch.bfloat16):
+        logprobs = policy(row)
+    assert logprobs.dtype == torch.float32
+    (-logprobs.sum()).backward()
+    for name, parameter in policy.named_parameters():
+        assert parameter.grad is not None and parameter.grad.dtype == torch.float32
+        apart = (parameter.grad - exact[name]).norm() / exact[name].norm()
+        assert apart < 0.05, (name, float(apart))
+
+
+def test_a_vocabulary_smaller_than_the_tokenizers_is_refused(tiny_world: Any, chat: Chat, tmp_path: Path) -> None:
+    config = copy.deepcopy(load_policy(tiny_world.student).lm.config)
+    config.vocab_size = 41
+    Qwen3ForCausalLM(Qwen3Config(**config.to_diff_dict())).save_pretrained(tmp_path)
+    chat.tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=rf"ids up to {chat.vocab_size - 1}; the model's embedding has 41 rows"):
+        SFTModule(str(tmp_path)).configure_model()
+
+
+def test_generation_stops_on_what_the_student_was_taught(tiny_world: Any, tmp_path: Path) -> None:
+    """The stop token first, then the tokenizer's own end token where that is another one; a pad token beside them."""
+    chat = Chat.load(tiny_world.student, stop_token="<|endoftext|>")
+    vocabulary = chat.vocabulary
+    load_policy(tiny_world.student).save(tmp_path, chat)
+    written = json.loads((tmp_path / "generation_config.json").read_text())
+    assert written["eos_token_id"] == [vocabulary["<|endoftext|>"], vocabulary["<|im_end|>"]]
+    assert GenerationConfig.from_pretrained(tmp_path).pad_token_id == vocabulary["<|endoftext|>"]
+    assert Chat.load(tmp_path).tokenizer.eos_token == "<|endoftext|>"
+
+
+def test_auto_attention_is_sdpa_in_float32(tiny_world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """flash-attn and varlen attention compute in half precision only; `auto` must not choose them for float32."""
+    monkeypatch.setattr("w2sr.policy.resolve_engine", lambda name, device: "varlen" if name == "auto" else name)
+    policy, half = load_policy(tiny_world.student), load_policy(tiny_world.student, dtype="bfloat16")
+    assert (policy.engine(), half.engine()) == ("sdpa", "varlen")
+    with torch.autocast("cpu", torch.bfloat16):
+        assert policy.engine() == "varlen"
+    named = load_policy(tiny_world.student, attention="varlen")
+    assert named.engine() == "varlen", "a named engine is kept, or refused where it cannot run"

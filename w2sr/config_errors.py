@@ -1,0 +1,69 @@
+"""What the command line says when a configuration does not parse: one short letter instead of a page."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+import re
+import sys
+from typing import NoReturn
+
+import lightning as L
+from lightning.pytorch.cli import LightningArgumentParser
+
+from w2sr.rows import nearest
+
+_NO_BASE = ("lightning.LightningModule", "lightning.LightningDataModule")
+_NOISE = re.compile(r"Subtypes?:|Expected a <class 'NoneType'>|Given value|Does not validate|Errors:$|Parser key ")
+
+
+class Parser(LightningArgumentParser):
+    """LightningCLI's parser with one-message errors. W2SR_TRACEBACK=1 shows where an error was raised."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        if not self.exit_on_error:  # a parser inside another one, which says it with its own context
+            super().error(message, ex)
+        if os.environ.get("W2SR_TRACEBACK") and ex is not None:
+            raise ex
+        print(f"error: {config_letter(message)}", file=sys.stderr)
+        sys.exit(2)
+
+
+def config_letter(message: str) -> str:
+    """A parser's message, shortened to what is wrong, with the nearest key where one is unknown.
+
+    >>> print(config_letter("Subcommand 'fit' does not accept option 'trainer.max_epoch'"))
+    The configuration sets trainer.max_epoch, which is no key of the trainer. Did you mean 'max_epochs'?
+    """
+    unknown = re.search(r"does not accept option '([\w.]+)'|Option '([\w.]+)' is not accepted", message)
+    owner = re.search(r"given class_path '([\w.]+)'", message)
+    if owner and owner[1] in _NO_BASE:
+        key = "model" if owner[1].endswith("Module") and "DataModule" not in owner[1] else "data"
+        return (
+            f"A configuration sets {key}.init_args before any names {key}.class_path: an overlay stands before its "
+            f"base, or there is no base. Put the base first: --config configs/w2sr_p.yaml --config OVERLAY."
+        )
+    if unknown:
+        return _unknown_key(unknown[1] or unknown[2], owner[1] if owner else None)
+    lines = [line.strip(" -") for line in message.splitlines()]
+    kept = [line for line in lines if line and not _NOISE.match(line)]
+    place = re.findall(r'Parser key "([\w.]+)"', message)
+    where = f"{'.init_args.'.join(place)}: " if len(place) > 1 else f"{place[0]}: " if place else ""
+    said = [line for line in kept if not line.startswith("Problem with given class_path")] or kept or [message]
+    first = re.sub(r'^Parser key "[\w.]+": ?', "", " ".join(dict.fromkeys(said)).replace("typing.", ""))
+    return f"{where}{first or message}"
+
+
+def _unknown_key(key: str, class_path: str | None) -> str:
+    """Names the key that is not there, its owner, and the nearest that is."""
+    if class_path is not None:
+        module, name = class_path.rsplit(".", 1)
+        known = inspect.signature(getattr(importlib.import_module(module), name)).parameters
+        return f"The configuration sets {key}, which is no argument of {class_path}.{nearest(key.split('.')[0], known)}"
+    group, _, name = key.partition(".")
+    if group == "trainer" and name:
+        known = inspect.signature(L.Trainer).parameters
+        return f"The configuration sets {key}, which is no key of the trainer.{nearest(name, known)}"
+    top = ("trainer", "model", "data", "seed_everything", "ckpt_path", "optimizer", "lr_scheduler", "config")
+    return f"The configuration sets {key}, which is no key.{nearest(group, top)} Keys: {', '.join(top)}."
