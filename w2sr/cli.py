@@ -42,7 +42,7 @@ class W2SRCLI(LightningCLI):
     """LightningCLI with one directory a run: configuration, checkpoints, TensorBoard log and results lie together."""
 
     def _parse_ckpt_path(self) -> None:
-        """Not LightningCLI's: the configuration is what the command line says, and a checkpoint is opened once, by fit."""
+        """Nothing: the configuration is what the command line says, and fit opens the checkpoint."""
 
     def before_fit(self) -> None:
         """Refuses a run directory that holds a run, unless this one goes on from its checkpoint."""
