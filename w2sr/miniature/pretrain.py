@@ -6,6 +6,9 @@ jump over steps. The *teacher* is small and briefly trained, but its documents a
 
 Chains grow from one step to eight over the first half. Only completions carry loss. Validation and test problems are
 refused by hash. The run writes a checkpoint every minute and goes on from it when started again.
+
+The shipped teacher is the recipe as it stands. The shipped student was trained to the recipe's 15 million tokens and
+then resumed twice, with `--num-tokens 27000000` and `--num-tokens 35000000` (the learning rate rises again each time).
 """
 
 from __future__ import annotations
