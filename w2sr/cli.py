@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -86,62 +87,8 @@ def register_strategies() -> None:
         StrategyRegistry.register("fsdp2", ModelParallelStrategy, description="FSDP2 over all devices")
 
 
-def ask(argv: Sequence[str]) -> None:
-    """`ask STUDENT "QUESTION"`: prints one completion as the model writes it."""
-    parser = argparse.ArgumentParser(prog="ask", description="One answer of a model directory or hub name.")
-    parser.add_argument("student")
-    parser.add_argument("question")
-    parser.add_argument("--temperature", type=float, default=0.0)
-    parser.add_argument("--top_p", type=float, default=1.0)
-    parser.add_argument("--max_new_tokens", type=int, default=256)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--template", default="auto")
-    parser.add_argument("--instruction", help="text appended to the question, such as a chain-of-thought prompt")
-    args = parser.parse_args(argv)
-
-    from w2sr.chat import Chat
-    from w2sr.locations import locate_model
-    from w2sr.policy import load_policy
-    from w2sr.rollouts import EmbeddedGenerator
-    from w2sr.types import SampleRequest, Sampling
-
-    student = locate_model(args.student)
-    chat = Chat.load(student, template=args.template, instruction=args.instruction)
-    policy = load_policy(student)
-    chat.check_vocabulary(policy.vocab_size)
-    sampling = Sampling(args.temperature, args.top_p, args.max_new_tokens, args.seed)
-    generator = EmbeddedGenerator(policy, chat.stop_token_ids, chat.decode)
-    request = SampleRequest("ask", 0, tuple(chat.prompt_ids(args.question)))
-    (completion,) = generator.stream([request], sampling)
-    print(completion.text)
-    if completion.finish_reason == "length":
-        print(f"[cut off at --max_new_tokens {args.max_new_tokens}]", file=sys.stderr)
-
-
-def report(argv: Sequence[str]) -> None:
-    """`report RESULT ...`: one table of result files, with RGR and PGR where a ceiling is named."""
-    parser = argparse.ArgumentParser(prog="report", description="One table of result.json files.")
-    parser.add_argument("results", nargs="+", type=Path, metavar="RESULT", help="result.json, or a folder of them")
-    parser.add_argument("--plain", help="arm of the plain student: the floor of RGR")
-    parser.add_argument("--teacher", help="arm of the weak teacher: the floor of PGR")
-    parser.add_argument("--ceiling", help="arm of the reinforcement-learned student")
-    parser.add_argument("--markdown", action="store_true")
-    args = parser.parse_args(argv)
-
-    from w2sr.report import to_markdown, to_text
-    from w2sr.results import read_result
-
-    files = [file for path in args.results for file in (sorted(path.rglob("result.json")) if path.is_dir() else [path])]
-    if not files:
-        raise ValueError(
-            f"There is no result.json under {', '.join(map(str, args.results))}. Run `test` or `fit` first."
-        )
-    render = to_markdown if args.markdown else to_text
-    results = [read_result(file) for file in files]
-    print(render(results, plain=args.plain, teacher=args.teacher, ceiling=args.ceiling), end="")
-
-
-VERBS: dict[str, Callable[[Sequence[str]], None]] = {"ask": ask, "report": report}
+VERBS = ("ask", "report")
+"""Each is a module of w2sr.verbs, imported when it is called: the command line starts faster without them."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -162,7 +109,7 @@ def _main(argv: Sequence[str] | None) -> None:
     _quieten()
     words = sys.argv[1:] if argv is None else list(argv)
     if words and words[0] in VERBS:
-        VERBS[words[0]](words[1:])
+        importlib.import_module(f"w2sr.verbs.{words[0]}").main(words[1:])
         return
     register_strategies()
     W2SRCLI(

@@ -10,13 +10,18 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
 
-from w2sr.attention import Decode, Prefill, SlotCache, packed_layout
+from w2sr.attention import Decode, Engine, Prefill, SlotCache, packed_layout
+from w2sr.chat import Chat
 from w2sr.packing import boundaries
-from w2sr.policy import Policy
+from w2sr.policy import DTypeName, Policy, load_policy
+from w2sr.rollouts.protocol import Generator, RolloutEngine
 from w2sr.rollouts.sampling import choose_tokens, noise_key, uniforms
 from w2sr.types import Completion, FinishReason, PackedBatch, SampleRequest, Sampling
 
@@ -24,6 +29,31 @@ REFILL_FRAC = 1 / 8
 """Prompts are prefilled when this share of the slots is free: fewer calls, at the price of that many idle slots."""
 VISIBLE_STEP = 64
 """The part of the cache that a decode step reads grows in steps of this many tokens."""
+
+
+@dataclass(frozen=True)
+class Embedded(RolloutEngine):
+    """transformers in this process, on the trainer's device.
+
+    Attributes:
+        dtype: dtype of the weights.
+        attention: packed attention engine.
+        num_slots: sequences that are generated together.
+        trust_remote_code: allow code from the model's repository.
+    """
+
+    dtype: DTypeName = "float32"
+    attention: Engine | Literal["auto"] = "auto"
+    num_slots: int = 128
+    trust_remote_code: bool = False
+
+    @contextmanager
+    def open(self, model: str, chat: Chat, device: torch.device) -> Iterator[Generator]:
+        policy = load_policy(
+            model, dtype=self.dtype, attention=self.attention, trust_remote_code=self.trust_remote_code
+        ).to(device)
+        chat.check_vocabulary(policy.vocab_size)
+        yield EmbeddedGenerator(policy, chat.stop_token_ids, chat.decode, num_slots=self.num_slots)
 
 
 class EmbeddedGenerator:

@@ -1,0 +1,30 @@
+"""`report RESULT ...`: one table of result files; RGR and PGR where a ceiling is named."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from w2sr.report import to_markdown, to_text
+from w2sr.results import read_result
+
+
+def main(argv: Sequence[str]) -> None:
+    """`report RESULT ...`: one table of result files, with RGR and PGR where a ceiling is named."""
+    parser = argparse.ArgumentParser(prog="report", description="One table of result.json files.")
+    parser.add_argument("results", nargs="+", type=Path, metavar="RESULT", help="result.json, or a folder of them")
+    parser.add_argument("--plain", help="arm of the plain student: the floor of RGR")
+    parser.add_argument("--teacher", help="arm of the weak teacher: the floor of PGR")
+    parser.add_argument("--ceiling", help="arm of the reinforcement-learned student")
+    parser.add_argument("--markdown", action="store_true")
+    args = parser.parse_args(argv)
+
+    files = [file for path in args.results for file in (sorted(path.rglob("result.json")) if path.is_dir() else [path])]
+    if not files:
+        raise ValueError(
+            f"There is no result.json under {', '.join(map(str, args.results))}. Run `test` or `fit` first."
+        )
+    render = to_markdown if args.markdown else to_text
+    results = [read_result(file) for file in files]
+    print(render(results, plain=args.plain, teacher=args.teacher, ceiling=args.ceiling), end="")
