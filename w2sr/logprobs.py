@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 CHUNK_ELEMENTS = 1 << 24
 """Logits held at once (16.8 M values, 64 MiB in float32)."""
@@ -46,6 +47,44 @@ class _ChunkedLogprobs(torch.autograd.Function):
         return grad_hidden, grad_weight.to(weight_VE.dtype), None, None
 
 
+class _SummedLogprobs(torch.autograd.Function):
+    """The sum of the log-probabilities. Its gradient is known but for one factor, so the forward pass computes it, from
+    the logits that it holds anyway: a quarter less work than `_ChunkedLogprobs`, as in Liger's fused cross entropy
+    (Hsu et al., arXiv 2410.10989)."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden_TE: Tensor, weight_VE: Tensor, targets_T: Tensor, temperature: float) -> Tensor:
+        total = hidden_TE.new_zeros((), dtype=torch.float32)
+        wanted = any(ctx.needs_input_grad)
+        ctx.grad_hidden = torch.empty_like(hidden_TE) if wanted else None
+        ctx.grad_weight = torch.zeros_like(weight_VE, dtype=torch.float32) if wanted else None
+        for rows in _chunks(hidden_TE.shape[0], weight_VE.shape[0]):
+            logprobs = _logits(hidden_TE[rows], weight_VE, temperature).log_softmax(-1)
+            total += logprobs.gather(-1, targets_T[rows, None]).sum()
+            if not wanted:
+                continue
+            # d logprob / d logits = onehot(target) - softmax, over the temperature
+            grad_logits = logprobs.exp_().neg_()
+            grad_logits.scatter_add_(-1, targets_T[rows, None], torch.ones_like(grad_logits[:, :1]))
+            grad_logits = grad_logits.to(hidden_TE.dtype)
+            ctx.grad_hidden[rows] = grad_logits @ weight_VE
+            if weight_VE.dtype == torch.float32:
+                ctx.grad_weight.addmm_(grad_logits.T, hidden_TE[rows])
+            else:
+                ctx.grad_weight += grad_logits.T @ hidden_TE[rows]
+        ctx.temperature, ctx.dtype = temperature, weight_VE.dtype
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        assert ctx.grad_hidden is not None, "the gradient is scaled in place, so there is one backward pass"
+        factor = grads[0] / ctx.temperature
+        grad_hidden, grad_weight = ctx.grad_hidden.mul_(factor), ctx.grad_weight.mul_(factor)
+        ctx.grad_hidden = ctx.grad_weight = None
+        return grad_hidden, grad_weight.to(ctx.dtype), None, None
+
+
 def _chunks(num_tokens: int, vocab_size: int) -> list[slice]:
     size = max(1, CHUNK_ELEMENTS // vocab_size)
     return [slice(start, min(start + size, num_tokens)) for start in range(0, num_tokens, size)]
@@ -57,7 +96,7 @@ def _logits(hidden_TE: Tensor, weight_VE: Tensor, temperature: float) -> Tensor:
 
 
 def token_logprobs(hidden_TE: Tensor, weight_VE: Tensor, targets_T: Tensor, temperature: float = 1.0) -> Tensor:
-    """Log-probability of each target token, in nats, float32 [T].
+    """Log-probability of each target token, in nats, float32 [T]. Under autocast the products are of its dtype.
 
     Args:
         hidden_TE: last hidden states [T, E].
@@ -65,4 +104,22 @@ def token_logprobs(hidden_TE: Tensor, weight_VE: Tensor, targets_T: Tensor, temp
         targets_T: token ids [T], all in [0, V).
         temperature: divides the logits, as the sampler did.
     """
-    return cast(Tensor, _ChunkedLogprobs.apply(hidden_TE, weight_VE, targets_T, temperature))
+    return _applied(_ChunkedLogprobs, hidden_TE, weight_VE, targets_T, temperature)
+
+
+def summed_logprobs(hidden_TE: Tensor, weight_VE: Tensor, targets_T: Tensor, temperature: float = 1.0) -> Tensor:
+    """`token_logprobs(...).sum()`, a float32 scalar in nats, with the gradient made in the forward pass.
+
+    For losses that weigh every token alike. It can be differentiated once.
+    """
+    return _applied(_SummedLogprobs, hidden_TE, weight_VE, targets_T, temperature)
+
+
+def _applied(
+    function: type[torch.autograd.Function], hidden_TE: Tensor, weight_VE: Tensor, targets_T: Tensor, temperature: float
+) -> Tensor:
+    """Casts once, not a chunk at a time, and in the backward pass to the same dtype as in the forward pass."""
+    device = hidden_TE.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight_VE.dtype
+    with torch.autocast(device, enabled=False):
+        return cast(Tensor, function.apply(hidden_TE.to(dtype), weight_VE.to(dtype), targets_T, temperature))

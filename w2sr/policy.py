@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, Pre
 from w2sr.attention import ATTENTION_NAME, Engine, Layout, packed_layout, resolve_engine
 from w2sr.chat import Chat
 from w2sr.locations import locate_model
-from w2sr.logprobs import token_logprobs
+from w2sr.logprobs import summed_logprobs, token_logprobs
 from w2sr.types import IGNORE_INDEX, PackedBatch
 
 if TYPE_CHECKING:
@@ -88,14 +88,20 @@ class Policy(nn.Module):
         """Logits [T, V] in float32, for a few positions only: generation."""
         return (hidden_TE @ self._output_weight().T).float()
 
-    def forward(self, batch: PackedBatch, temperature: float = 1.0) -> Tensor:
+    def forward(
+        self, batch: PackedBatch, temperature: float = 1.0, reduction: Literal["none", "sum"] = "none"
+    ) -> Tensor:
         """Log-probabilities in nats, float32 [T], indexed like `batch.labels`; 0 where a label is IGNORE_INDEX.
 
-        Only labelled positions are projected to the vocabulary, a chunk at a time.
+        Only labelled positions are projected to the vocabulary, a chunk at a time. `reduction="sum"` gives their sum,
+        a scalar, at three quarters of the projection's cost (see `summed_logprobs`).
         """
         hidden_TE = self.hidden(batch.input_ids, batch.position_ids, packed_layout(batch, self.engine()))
         labelled = (batch.labels != IGNORE_INDEX).nonzero()[:, 0]
-        logprobs = token_logprobs(hidden_TE[labelled], self._output_weight(), batch.labels[labelled], temperature)
+        projection = (hidden_TE[labelled], self._output_weight(), batch.labels[labelled], temperature)
+        if reduction == "sum":
+            return summed_logprobs(*projection)
+        logprobs = token_logprobs(*projection)
         # index_put keeps the graph alive in a row without labels: its gradient is then zero, not missing
         return torch.zeros_like(batch.labels, dtype=torch.float32).index_put((labelled,), logprobs)
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
 from w2sr import logprobs
-from w2sr.logprobs import token_logprobs
+from w2sr.logprobs import summed_logprobs, token_logprobs
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
@@ -46,3 +48,69 @@ def test_bfloat16_hidden_states_give_float32_logprobs() -> None:
     expected = (hidden.float() @ weight.float().T).log_softmax(-1)[torch.arange(4), torch.tensor([0, 3, 5, 10])]
     # bf16 logits have 8 bits: near 4 they step by 0.03
     torch.testing.assert_close(got, expected, atol=0.05, rtol=0)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("chunk_rows", [1, 3, 100])
+def test_the_sum_and_its_gradient_equal_a_full_softmax(
+    monkeypatch: pytest.MonkeyPatch, chunk_rows: int, temperature: float
+) -> None:
+    torch.manual_seed(2)
+    hidden, weight, targets = torch.randn(10, 6), torch.randn(17, 6), torch.randint(17, (10,))
+    targets[3:6] = targets[2]  # a token that is the target more than once in a chunk
+    monkeypatch.setattr(logprobs, "CHUNK_ELEMENTS", 17 * chunk_rows)
+    h, w = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
+    ours = summed_logprobs(h, w, targets, temperature)
+    (ours * -1.7).backward()
+
+    h64, w64 = hidden.double().requires_grad_(), weight.double().requires_grad_()
+    full = ((h64 @ w64.T) / temperature).log_softmax(-1)
+    reference = sum(full[t, target] for t, target in enumerate(targets))
+    (reference * -1.7).backward()
+    torch.testing.assert_close(ours.double(), reference, atol=1e-5, rtol=0)
+    torch.testing.assert_close(h.grad.double(), h64.grad, atol=1e-5, rtol=0)
+    torch.testing.assert_close(w.grad.double(), w64.grad, atol=1e-5, rtol=0)
+
+
+def test_the_sum_of_nothing_is_zero_with_a_zero_gradient() -> None:
+    hidden, weight = torch.randn(0, 6, requires_grad=True), torch.randn(17, 6, requires_grad=True)
+    total = summed_logprobs(hidden, weight, torch.empty(0, dtype=torch.int64))
+    total.backward()
+    assert total.item() == 0 and weight.grad.shape == (17, 6) and not weight.grad.any()
+
+
+def test_the_sum_in_bfloat16_is_a_float32_number_with_bfloat16_gradients() -> None:
+    torch.manual_seed(1)
+    hidden, weight = (torch.randn(n, 8).bfloat16().requires_grad_() for n in (4, 11))
+    targets = torch.tensor([0, 3, 5, 10])
+    total = summed_logprobs(hidden, weight, targets)
+    total.backward()
+    exact_h, exact_w = (x.detach().float().requires_grad_() for x in (hidden, weight))
+    expected = summed_logprobs(exact_h, exact_w, targets)
+    expected.backward()
+    assert total.dtype == torch.float32 and hidden.grad.dtype == weight.grad.dtype == torch.bfloat16
+    # bf16 logits have 8 bits: near 4 they step by 0.03
+    torch.testing.assert_close(total, expected, atol=0.1, rtol=0)
+    torch.testing.assert_close(hidden.grad.float(), exact_h.grad, atol=0.05, rtol=0)
+    torch.testing.assert_close(weight.grad.float(), exact_w.grad, atol=0.05, rtol=0)
+
+
+def test_the_sum_without_gradients_is_the_same_number() -> None:
+    torch.manual_seed(1)
+    hidden, weight, targets = torch.randn(5, 6), torch.randn(17, 6), torch.randint(17, (5,))
+    assert summed_logprobs(hidden, weight, targets) == summed_logprobs(hidden.requires_grad_(), weight, targets)
+
+
+@pytest.mark.parametrize("function", [token_logprobs, summed_logprobs])
+def test_under_autocast_forward_and_backward_are_of_its_dtype(function: Callable[..., torch.Tensor]) -> None:
+    torch.manual_seed(1)
+    hidden, weight, targets = torch.randn(4, 8), torch.randn(11, 8), torch.tensor([0, 3, 5, 10])
+    h, w = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        under = function(h, w, targets)
+    under.sum().backward()
+    h16, w16 = hidden.bfloat16().requires_grad_(), weight.bfloat16().requires_grad_()
+    outside = function(h16, w16, targets)
+    outside.sum().backward()
+    assert under.dtype == h.grad.dtype == w.grad.dtype == torch.float32
+    assert under.equal(outside) and h.grad.equal(h16.grad.float()) and w.grad.equal(w16.grad.float())

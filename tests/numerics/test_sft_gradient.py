@@ -65,7 +65,7 @@ def accumulated(policy: Policy, rows: list[PackedBatch], num_loss_tokens: int) -
     policy.zero_grad()
     loss = 0.0
     for row in rows:
-        row_loss = sft_loss(policy(row), num_loss_tokens)
+        row_loss = sft_loss(policy(row, reduction="sum"), num_loss_tokens)
         row_loss.backward()
         loss += row_loss.item()
     return loss, {name: parameter.grad.clone() for name, parameter in policy.lm.named_parameters()}

@@ -174,7 +174,7 @@ def train(run: Run, recipe: Recipe, checkpoint: Path, seconds_between_saves: flo
         batch, num_loss_tokens = batches(run.documents, progress)
         for group in run.optimizer.param_groups:
             group["lr"] = learning_rate(recipe, progress)
-        loss = -run.policy(batch).sum() / num_loss_tokens
+        loss = -run.policy(batch, reduction="sum") / num_loss_tokens
         run.optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)

@@ -142,7 +142,7 @@ class SFTModule(L.LightningModule):
         loss = torch.zeros((), device=self.device, dtype=torch.float32)  # under bf16-true the default is bfloat16
         for index, row in enumerate(step.rows):
             with gradient_sync(cast(Any, self.trainer.strategy.model), last=index == len(step.rows) - 1):
-                row_loss = sft_loss(policy(row), step.num_loss_tokens)
+                row_loss = sft_loss(policy(row, reduction="sum"), step.num_loss_tokens)
                 # DDP and FSDP average over ranks; the parts of a step are summed
                 self.manual_backward(row_loss * self.trainer.world_size)
             loss += row_loss.detach()
@@ -158,7 +158,7 @@ class SFTModule(L.LightningModule):
         """Teacher-forced loss on held-out traces, or Pass@1 on validation problems, by what the batch holds."""
         if isinstance(batch, StepBatch):
             for row in batch.rows:
-                self._val_loss[0] += -self._loaded()(row).sum().double()
+                self._val_loss[0] -= self._loaded()(row, reduction="sum").double()
                 self._val_loss[1] += float((row.labels != IGNORE_INDEX).sum())
             return
         problems = [problem for problem, weight in zip(*batch, strict=True) if weight]
