@@ -89,22 +89,23 @@ class EpochPlan:
     def _pack_window(self, number: int) -> list[list[np.ndarray]]:
         offsets = self.step_offsets[number * self.window : (number + 1) * self.window + 1].tolist()
         num_steps = len(offsets) - 1
-        rows = self._pack(offsets[0], offsets[-1])
+        rows, num_tokens = self._pack(offsets[0], offsets[-1])
         if num_steps == 1:
             return [rows]
         if len(rows) < num_steps:  # so few tokens that some step would be left with nothing to learn from
-            return [self._pack(start, stop) for start, stop in pairwise(offsets)]
-        return _deal_rows(rows, [int(self.lengths[row].sum()) for row in rows], num_steps)
+            return [self._pack(start, stop)[0] for start, stop in pairwise(offsets)]
+        return _deal_rows(rows, num_tokens, num_steps)
 
-    def _pack(self, start: int, stop: int) -> list[np.ndarray]:
+    def _pack(self, start: int, stop: int) -> tuple[list[np.ndarray], list[int]]:
         members = self.order[start:stop]
         lengths = self.lengths[members]
         longest_first = np.argsort(-lengths, kind="stable")
         row_of_item, num_rows = best_fit_decreasing(lengths[longest_first].tolist(), self.max_tokens)
         items = np.asarray(row_of_item)
-        members = members[longest_first[np.argsort(items, kind="stable")]]
-        ends = np.cumsum(np.bincount(items, minlength=num_rows)).tolist()
-        return [members[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+        by_row = longest_first[np.argsort(items, kind="stable")]
+        starts = np.append(0, np.cumsum(np.bincount(items, minlength=num_rows))).tolist()
+        num_tokens = np.add.reduceat(lengths[by_row], starts[:-1])
+        return [members[by_row[first:last]] for first, last in pairwise(starts)], num_tokens.tolist()
 
 
 def plan_epoch(
