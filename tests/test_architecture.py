@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "w2sr"
 FLOORS: list[set[str]] = [
     {"types", "locations"},
     # pure rules: no Lightning, no transformers models
-    {"rows", "tokenizer"},
+    {"rows", "tokenizer", "tools"},
     {"traces", "problems", "selection", "chat", "packing", "verify", "losses", "logprobs", "results"},
     {"token_cache"},
     # engines

@@ -156,13 +156,15 @@ class ProblemBatch(NamedTuple):
 class Sampling:
     """How completions are sampled. `temperature` 0 is greedy; `top_p` keeps the smallest set of that probability.
 
-    `seed` is one part of what a sampled token's noise depends on: (seed, problem id, sample index, position).
+    `seed` is one part of what a sampled token's noise depends on: (seed, problem id, sample index, position). A
+    completion ends with a stop token, or behind one of the texts `stop_text`.
     """
 
     temperature: float = 0.0
     top_p: float = 1.0
     max_new_tokens: int = 512
     seed: int = 0
+    stop_text: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.temperature < 0 or not 0 < self.top_p <= 1 or self.max_new_tokens < 1:
@@ -207,22 +209,31 @@ class DataFile:
 
 @dataclass(frozen=True, slots=True)
 class SampleRequest:
-    """One sample to draw: the prompt's token ids and the names that its noise is derived from."""
+    """One sample to draw: the prompt's token ids and the names that its noise is derived from.
+
+    `num_done`: so many tokens at the end of the prompt belong to the completion already. It goes on behind them, with
+    the noise of its positions, and they count towards the token limit; what is returned begins after them.
+    """
 
     problem_id: str
     sample_index: int
     prompt_ids: tuple[int, ...]
+    num_done: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """What a generator returns for one request: token ids up to and including the stop token, and their text."""
+    """What a generator returns for one request: token ids up to and including the stop token, and their text.
+
+    `no_loss_spans`: (start, end) characters of the text that the model did not write, such as the results of tools.
+    """
 
     problem_id: str
     sample_index: int
     token_ids: tuple[int, ...]
     text: str
     finish_reason: FinishReason
+    no_loss_spans: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,5 +2,6 @@
 
 from w2sr.rollouts.embedded import Embedded, EmbeddedGenerator
 from w2sr.rollouts.protocol import Generator, RolloutEngine
+from w2sr.rollouts.tool_use import ToolGenerator
 
-__all__ = ["Embedded", "EmbeddedGenerator", "Generator", "RolloutEngine"]
+__all__ = ["Embedded", "EmbeddedGenerator", "Generator", "RolloutEngine", "ToolGenerator"]

@@ -23,6 +23,7 @@ from w2sr.packing import boundaries
 from w2sr.policy import DTypeName, Policy, load_policy
 from w2sr.rollouts.protocol import Generator, RolloutEngine
 from w2sr.rollouts.sampling import choose_tokens, noise_key, uniforms
+from w2sr.rollouts.stop_text import StopText
 from w2sr.types import Completion, FinishReason, PackedBatch, SampleRequest, Sampling
 
 REFILL_FRAC = 1 / 8
@@ -91,7 +92,7 @@ class EmbeddedGenerator:
         """See `Generator.stream`. Raises ValueError where prompt and completion exceed the model's positions."""
         if not requests:
             return
-        longest = max(len(request.prompt_ids) for request in requests) + sampling.max_new_tokens
+        longest = max(len(request.prompt_ids) - request.num_done for request in requests) + sampling.max_new_tokens
         self._check_length(longest, requests, sampling)
         was_training = self.policy.training
         self.policy.eval()
@@ -144,6 +145,8 @@ class _Slots:
         self.keys = np.zeros(num_slots, dtype=np.uint64)
         self.tokens = np.zeros((num_slots, sampling.max_new_tokens), dtype=np.int64)
         self.num_new = np.zeros(num_slots, dtype=np.int64)
+        self.num_done = np.zeros(num_slots, dtype=np.int64)
+        self.stop_text = StopText(sampling.stop_text, generator.decode)
         self.stored = np.zeros(num_slots, dtype=np.int64)
         with torch.no_grad():
             self.cache = SlotCache.allocate(self.policy.lm, num_slots, capacity)
@@ -162,7 +165,7 @@ class _Slots:
             self.keys[slot] = noise_key(
                 self.sampling.seed, request.problem_id, request.sample_index, self.generator.policy_version
             )
-            self.num_new[slot], self.stored[slot] = 0, length
+            self.num_new[slot], self.num_done[slot], self.stored[slot] = 0, request.num_done, length
         cu_seqlens = torch.tensor([0, *lengths.cumsum()], dtype=torch.int32)
         num_tokens = int(lengths.sum())
         position_ids, max_seqlen = boundaries(cu_seqlens, num_tokens)
@@ -192,7 +195,8 @@ class _Slots:
         self._append(active, self.policy.logits(hidden[torch.tensor(active, device=device)]))
 
     def _append(self, slots: np.ndarray, logits: torch.Tensor) -> None:
-        noise = torch.from_numpy(uniforms(self.keys[slots], self.num_new[slots])).to(logits.device)
+        positions = self.num_done[slots] + self.num_new[slots]
+        noise = torch.from_numpy(uniforms(self.keys[slots], positions)).to(logits.device)
         chosen = choose_tokens(logits, noise, self.sampling.temperature, self.sampling.top_p)
         self.tokens[slots, self.num_new[slots]] = chosen.cpu().numpy()
         self.num_new[slots] += 1
@@ -201,15 +205,17 @@ class _Slots:
         """Empties the slots whose completion has ended, and yields those completions."""
         newest = self.tokens[np.arange(self.num_slots), np.maximum(self.num_new - 1, 0)]
         stopped = np.isin(newest, self.generator.stop_token_ids)
-        ended = stopped | (self.num_new >= self.sampling.max_new_tokens)
-        for slot in np.flatnonzero(ended):
-            request = self.requests[slot]
+        ended = stopped | (self.num_done + self.num_new >= self.sampling.max_new_tokens)
+        for slot, request in enumerate(self.requests):
             if request is None:
+                continue
+            met_text = not stopped[slot] and self.stop_text.is_met(self.tokens[slot, : self.num_new[slot]])
+            if not (ended[slot] or met_text):
                 continue
             self.requests[slot] = None
             token_ids = tuple(self.tokens[slot, : self.num_new[slot]].tolist())
             text = self.generator.decode(token_ids[:-1] if stopped[slot] else token_ids)
-            finish: FinishReason = "stop" if stopped[slot] else "length"
+            finish: FinishReason = "stop" if stopped[slot] or met_text else "length"
             yield Completion(request.problem_id, request.sample_index, token_ids, text, finish)
 
     def compact(self) -> None:
@@ -221,5 +227,5 @@ class _Slots:
             self.cache = self.cache.keep(torch.tensor(active, device=self.policy.device))
         self.requests = [self.requests[slot] for slot in active]
         self.keys, self.tokens = self.keys[active], self.tokens[active]
-        self.num_new, self.stored = self.num_new[active], self.stored[active]
+        self.num_new, self.num_done, self.stored = self.num_new[active], self.num_done[active], self.stored[active]
         self.num_slots = len(active)
