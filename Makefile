@@ -1,11 +1,14 @@
-# make setup | demo | test | lint | clean
+# make setup | demo | test | lint | bench | clean
 # PIP_ARGS is passed to every pip install, for example to name an index with CPU builds of torch.
 PYTHON ?= python3
 VENV ?= .venv
 PIP_ARGS ?=
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test lint clean
+# Where bench finds real traces and tokenizers; the pages are written to docs/results.
+DATA ?= ../shared/data
+
+.PHONY: setup demo test lint bench clean
 
 setup: $(VENV)/.ready
 
@@ -27,6 +30,14 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+bench: setup
+	$(BIN)/pip install --quiet $(PIP_ARGS) -c constraints.txt -e '.[bench]'
+	$(BIN)/python benchmarks/sft_throughput.py --data $(DATA) --out docs/results/sft_throughput.md
+	$(BIN)/python benchmarks/packing.py --data $(DATA) --out docs/results/packing.md
+	$(BIN)/python benchmarks/verify.py --data $(DATA) --out docs/results/verify.md
+	$(BIN)/python benchmarks/memory.py --out docs/results/memory.md
+	$(BIN)/python benchmarks/generation.py --out docs/results/generation.md
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
