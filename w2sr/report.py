@@ -8,6 +8,7 @@ from math import isnan
 from w2sr.metrics.pass_at_k import AVERAGE, POOLED
 from w2sr.metrics.rgr import FLOOR_OF, GapKind, GapRecovered, rgr_from_results
 from w2sr.results import Estimate, RunResult
+from w2sr.rows import printable
 
 Rows = list[list[str]]
 
@@ -53,25 +54,23 @@ def _tables(
     methods = {_pass_at_1(result, POOLED).method for result in results} - {"none"}
     notes = ["Pass@1 and its 95 % interval in per cent; " + " or ".join(_METHODS[m] for m in sorted(methods)) + "."]
     if missing := [f"{result.name} {result.num_missing_samples:,}" for result in results if result.num_missing_samples]:
-        notes.append(_printable(f"Samples that are missing and counted as wrong: {', '.join(missing)}."))
+        notes.append(printable(f"Samples that are missing and counted as wrong: {', '.join(missing)}."))
     notes += [_training_note(result) for result in results if result.cost.train_seconds is not None]
     gaps = recovered_gaps(by_name, plain=plain, teacher=teacher, ceiling=ceiling)
     if not gaps:
         return [_score_rows(results)], notes
     floors = {"RGR": plain, "PGR": teacher}
     for kind in dict.fromkeys(gap.kind for _, gap in gaps):
-        notes.append(
-            _printable(f"{kind}: floor = {FLOOR_OF[kind]} ({floors[kind]}), ceiling = {ceiling}, in per cent.")
-        )
+        notes.append(printable(f"{kind}: floor = {FLOOR_OF[kind]} ({floors[kind]}), ceiling = {ceiling}, in per cent."))
     notes.append("gap ≤ 0: the share of bootstrap replicates whose ceiling is not above the floor.")
-    notes += [_printable(f"{gap.kind} of {arm} is undefined: {gap.reason}.") for arm, gap in gaps if gap.reason]
+    notes += [printable(f"{gap.kind} of {arm} is undefined: {gap.reason}.") for arm, gap in gaps if gap.reason]
     return [_score_rows(results), _gap_rows(gaps)], notes
 
 
 def _training_note(result: RunResult) -> str:
     tokens = result.cost.num_train_tokens
     on = "" if tokens is None else f" on {tokens:,} tokens"
-    return _printable(f"Training of {result.name}: {result.cost.train_seconds:,.1f} s{on}.")
+    return printable(f"Training of {result.name}: {result.cost.train_seconds:,.1f} s{on}.")
 
 
 def recovered_gaps(
@@ -106,8 +105,8 @@ def _score_rows(results: Sequence[RunResult]) -> Rows:
         for part in [*result.sources, POOLED, AVERAGE] if several else [POOLED]:
             estimate = _pass_at_1(result, part)
             row = [
-                _printable(result.name),
-                *([_printable(part if several else result.sources[0])] if by_source else []),
+                printable(result.name),
+                *([printable(part if several else result.sources[0])] if by_source else []),
             ]
             row += [_per_cent(estimate.value), _interval(estimate.low, estimate.high), f"{estimate.num_problems:,}"]
             rows.append(row + (_of_whole_run(result) if part == POOLED else [""] * 3))
@@ -124,7 +123,7 @@ def _gap_rows(gaps: Sequence[tuple[str, GapRecovered]]) -> Rows:
     for arm, gap in gaps:
         ends = [_per_cent(value) for value in (gap.floor, gap.achieved, gap.ceiling, gap.value)]
         share = _per_cent(gap.nonpositive_frac, " %")
-        rows.append([_printable(arm), gap.kind, *ends, _interval(gap.low, gap.high), share])
+        rows.append([printable(arm), gap.kind, *ends, _interval(gap.low, gap.high), share])
     return rows
 
 
@@ -142,11 +141,6 @@ def _per_cent(fraction: float, unit: str = "") -> str:
 
 def _interval(low: float, high: float) -> str:
     return ABSENT if isnan(low) else f"[{100 * low:.1f}, {100 * high:.1f}]"
-
-
-def _printable(text: str) -> str:
-    """A name from a file, without the control characters that could drive a terminal or break a line."""
-    return "".join(character if character.isprintable() else "?" for character in text)
 
 
 def _aligned(rows: Rows) -> str:

@@ -109,6 +109,15 @@ def cell(row: Row, spec: str) -> object:
     return spec[1:] if spec.startswith("=") else row.cells.get(spec)
 
 
+def printable(text: str) -> str:
+    r"""A text from a file, without the control characters that could drive a terminal or break a line.
+
+    >>> printable("a\x1b[31m")
+    'a?[31m'
+    """
+    return "".join(character if character.isprintable() else "?" for character in text)
+
+
 def as_text(value: object) -> str:
     """Text of a cell; whole and decimal numbers become their shortest text. Raises ValueError for anything else."""
     if isinstance(value, (int, float)) and not isinstance(value, bool):
