@@ -14,7 +14,7 @@ FLOORS: list[set[str]] = [
     # pure rules: no Lightning, no transformers models
     {"rows", "tokenizer", "tools"},
     {"traces", "problems", "selection", "chat", "packing", "verify", "losses", "logprobs", "results"},
-    {"token_cache"},
+    {"token_cache", "trace_summary"},
     # engines
     {"attention", "flops"},
     {"policy"},
