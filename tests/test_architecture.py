@@ -19,7 +19,7 @@ FLOORS: list[set[str]] = [
     {"attention", "flops"},
     {"policy"},
     {"rollouts", "metrics"},
-    {"evaluation", "report"},
+    {"evaluation", "report", "trace_page"},
     # Lightning
     {"datamodules"},
     {"modules"},
