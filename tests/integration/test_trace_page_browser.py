@@ -37,6 +37,8 @@ ATTACKS = (
     "javascript:window.hacked=1//",
     "[link](javascript:alert(1)) <a href='javascript:alert(1)'>x</a>",
     "<!-- <script> -->",
+    "</script x='<script ",
+    "<!--<script <!-- ",
     "]]> <![CDATA[ &lt;b&gt; &amp;",
     "{{7*7}} ${7*7} {% for x in y %} {{ self.__init__ }}",
     "line\u2028para\u2029end",

@@ -114,6 +114,14 @@ def test_fields_of_later_versions_are_shown_under_their_names() -> None:
     assert extra_columns([TRACE]) == {}
 
 
+def test_equal_values_of_different_kinds_stay_apart() -> None:
+    base = {name: getattr(TRACE, name) for name in SHOWN_FIELDS}
+    values: list[Any] = [True, 1, True, 1, "1", True, 1]
+    column = extra_columns([Richer(**base, corruption=value) for value in values])["corruption"]
+    assert "of" in column and list(map(repr, decoded(column))) == list(map(repr, values))
+    assert numeric_columns({"mixed": column}) == []
+
+
 class Elements(HTMLParser):
     """The elements of a page with the text directly in them."""
 

@@ -62,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
         nargs="+",
         metavar="FIELD=COLUMN",
         help="which column is which: problem=question completion=response reference_answer=gold teacher==my-teacher "
-        "(== is a text for every row)",
+        "(== is a text for every row); name STORE before it",
     )
     parser.add_argument("--format", choices=get_args(RowFormat), default="columns")
     parser.add_argument("--source", help="source of every trace")
