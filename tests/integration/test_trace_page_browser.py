@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -244,6 +244,33 @@ def test_filters_search_and_order(watch: Watch, make: Callable[..., Path]) -> No
     page.fill("#search", r"\BOXED{3")  # no pattern, and case does not count
     # answers 3 and 30 to 35, and 41 wrote no box: of numbers 2 and 29 to 34
     watch.expect("#status", "7 of 37 traces match")
+
+
+@dataclass(frozen=True)
+class Scored(Trace):
+    """A trace with fields that the page does not know."""
+
+    corruption: str = ""
+    scores: Any = None
+
+
+def test_scores_and_unknown_fields_are_shown_and_filtered(watch: Watch, make: Callable[..., Path]) -> None:
+    base = [{field.name: getattr(trace(at), field.name) for field in fields(Trace)} for at in range(6)]
+    scored = [Scored(**row, corruption="<i>sign</i>", scores={"loss": at / 4}) for at, row in enumerate(base[:5])]
+    page = watch.open(make([*scored, Scored(**base[5])]))
+    assert {"corruption", "scores.loss"} <= set(watch.texts("#detail .facts dt"))
+    assert {"<i>sign</i>", "0"} <= set(watch.texts("#detail .facts dd"))
+    page.click("#more summary")
+    page.fill("#smin", "0.5")
+    watch.expect("#status", "3 of 6")  # 2/4, 3/4, 4/4; the one without a score is left out
+    page.fill("#smax", "0.8")
+    watch.expect("#status", "2 of 6")
+    assert "smin=0.5" in page.url and "score=scores.loss" in page.url
+    page.click("#clear")
+    page.select_option("#sort", "score scores.loss")
+    page.check("#desc")
+    watch.expect("#detail h2", "p/4@")
+    assert [text.split(" ")[2] for text in watch.texts("#rows .snippet")] == ["4", "3", "2", "1", "0", "5"]
 
 
 def test_keys_walk_through_pages_and_leave_fields_alone(watch: Watch, make: Callable[..., Path]) -> None:
