@@ -16,7 +16,7 @@ _MARKUP = re.compile(
     r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|mbox|bf|rm)(?![A-Za-z])|\\(?=[$%#&])|[{}$*`_]|\\[,;! ]"
 )
 _LEAD = re.compile(
-    r"(?:the )?(?:(?:correct|right|best|final) )?(?:option|choice|answer|letter)(?: is)?(?![A-Za-z])[ :]*", re.I
+    r"(?:the )?(?:(?:correct|right|best|final) )?(?:option|choice|answer|letter)(?: is)?(?![A-Za-z])[ :]*(?=\S)", re.I
 )
 _LETTER = re.compile(r"[(\[]?([A-Za-z])[)\]]?[.:,;]?")
 _LABELLED = re.compile(r"(?:[(\[]?([A-Za-z])[)\]][.:]?\s*|([A-Za-z])(?:[.:]\s+|\s+[-–—]\s+))(\S.*)", re.DOTALL)
