@@ -13,7 +13,7 @@ FLOORS: list[set[str]] = [
     {"types", "locations"},
     # pure rules: no Lightning, no transformers models
     {"rows", "tokenizer"},
-    {"traces", "problems", "selection", "chat", "packing", "verify", "losses", "logprobs", "results"},
+    {"traces", "problems", "selection", "chat", "packing", "verify", "puzzles", "losses", "logprobs", "results"},
     {"token_cache"},
     # engines
     {"attention", "flops"},
