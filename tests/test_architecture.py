@@ -14,7 +14,7 @@ FLOORS: list[set[str]] = [
     # pure rules: no Lightning, no transformers models
     {"rows", "tokenizer"},
     {"traces", "problems", "selection", "chat", "packing", "verify", "puzzles", "losses", "logprobs", "results"},
-    {"token_cache"},
+    {"token_cache", "audit"},
     # engines
     {"attention", "flops"},
     {"policy"},

@@ -16,8 +16,9 @@ def main(argv: Sequence[str]) -> None:
     """`puzzles knights|ordering`: writes JSON lines that read as problems, and as traces by their worked solutions."""
     parser = argparse.ArgumentParser(
         prog="puzzles",
-        description="Logic puzzles with exactly one solution, for `kind: logic`. Each row is a problem and, by its "
-        "worked solution, a trace: name the file under benchmarks, traces, or both (then with another seed and --without).",
+        description="Logic puzzles with exactly one solution, for `kind: logic`. Each row is a problem and, by "
+        "its worked solution, a trace: name the file under benchmarks, traces, or both (then with another seed "
+        "and --without).",
     )
     parser.add_argument("kind", choices=("knights", "ordering"))
     parser.add_argument("--num", type=int, default=200, help="how many puzzles (200)")
