@@ -144,7 +144,7 @@ def test_one_grading_alone_and_a_tolerance(tmp_path: Path, capsys: pytest.Captur
     main(["audit", str(path), "--kind", "number", "--tolerance", "0.5", "0"])
     out = capsys.readouterr().out
     assert "Only one grading (rules boxed; kind number)" in out and "perhaps right: 0 to look" in out
-    main(["audit", str(path), "--kind", "number", "--against-kind", "math", "--tolerance", "0.5", "0"])
+    main(["audit", str(path), "--kind", "number", "--against_kind", "math", "--tolerance", "0.5", "0"])
     assert "Disagreements: 1 of 1" in capsys.readouterr().out
 
 

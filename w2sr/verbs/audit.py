@@ -66,20 +66,25 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("traces", metavar="TRACES", help="a trace store, or a file of traces")
     parser.add_argument("--rules", nargs="+", metavar="RULE", help="extraction rules of the first grading")
     parser.add_argument("--kind", choices=get_args(Kind), help="its kind of comparison")
-    parser.add_argument("--against-rules", nargs="+", metavar="RULE", help="likewise of the second")
-    parser.add_argument("--against-kind", choices=get_args(Kind))
+    parser.add_argument(*_both("--against-rules"), nargs="+", metavar="RULE", help="likewise of the second")
+    parser.add_argument(*_both("--against-kind"), choices=get_args(Kind))
     parser.add_argument(
         "--tolerance", nargs=2, type=float, default=(0.0, 0.0), metavar=("ABSOLUTE", "RELATIVE"), help="of kind number"
     )
-    parser.add_argument("--prompt-opens-think", action="store_true", help="the prompt ended with <think>")
-    parser.add_argument("--timeout-s", type=float, default=5.0, help="seconds for one answer (5)")
+    parser.add_argument(*_both("--prompt-opens-think"), action="store_true", help="the prompt ended with <think>")
+    parser.add_argument(*_both("--timeout-s"), type=float, default=5.0, help="seconds for one answer (5)")
     parser.add_argument("--columns", nargs="+", default=(), metavar="FIELD=COLUMN", help="of a file that others wrote")
     parser.add_argument("--format", choices=get_args(RowFormat), default="columns")
-    parser.add_argument("--stop-text", nargs="+", default=(), metavar="TEXT")
-    parser.add_argument("--on-bad-row", choices=("error", "skip"), default="error")
+    parser.add_argument(*_both("--stop-text"), nargs="+", default=(), metavar="TEXT")
+    parser.add_argument(*_both("--on-bad-row"), choices=("error", "skip"), default="error")
     parser.add_argument("--limit", type=int, default=5, help="examples under each heading (5)")
     parser.add_argument("--markdown", action="store_true")
     return parser.parse_args(argv)
+
+
+def _both(flag: str) -> tuple[str, str]:
+    """The flag with hyphens, and with underscores as the other verbs spell theirs."""
+    return flag, "--" + flag[2:].replace("-", "_")
 
 
 def _columns(pairs: Sequence[str]) -> dict[str, str] | None:
