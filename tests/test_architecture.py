@@ -13,8 +13,8 @@ FLOORS: list[set[str]] = [
     {"types", "locations"},
     # pure rules: no Lightning, no transformers models
     {"rows", "tokenizer", "tools"},
-    {"traces", "problems", "selection", "chat", "packing", "verify", "losses", "logprobs", "results"},
-    {"token_cache", "trace_summary"},
+    {"traces", "problems", "selection", "chat", "packing", "verify", "losses", "logprobs", "results", "puzzles"},
+    {"token_cache", "trace_summary", "audit"},
     # engines
     {"attention", "flops"},
     {"policy"},

@@ -23,6 +23,8 @@ from w2sr.config_errors import Parser
 
 EPILOG = """Verbs beside the Trainer's:
   ask STUDENT "QUESTION"    one answer of a model directory
+  audit TRACES              where two verifiers disagree, and which wrong answers may be right
+  puzzles KIND --out FILE   generated logic puzzles with worked solutions
   report RESULT ...         one table of result files; RGR and PGR where a ceiling is named
   traces STORE --out x.html verdicts, lengths and loops of stored traces; a page to browse them
 """
@@ -88,7 +90,7 @@ def register_strategies() -> None:
         StrategyRegistry.register("fsdp2", ModelParallelStrategy, description="FSDP2 over all devices")
 
 
-VERBS = ("ask", "report", "traces")
+VERBS = ("ask", "audit", "puzzles", "report", "traces")
 """Each is a module of w2sr.verbs, imported when it is called: the command line starts faster without them."""
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -27,6 +28,8 @@ __all__ = ["problem_hash", "read_choice_problems", "read_problems", "shuffle_opt
 FIELDS = ("problem_id", "source", "problem", "reference_answer", "stratum")
 CHOICE_FIELDS = (*FIELDS, "options", "correct", "incorrect")
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+_LABEL = re.compile(r"\(?([A-Z])[).:]\s*")
+_LABEL_INSIDE = re.compile(r"(?<!\S)\(?([A-Z])[).](?=\s)")
 
 Data = str | Path | Sequence[Mapping[str, object]]
 Columns = Mapping[str, str | Sequence[str]]
@@ -48,8 +51,9 @@ def read_problems(
             mapped is looked for under its own name; only `problem` and `reference_answer` must be found. Without
             `problem_id` the id is made of the source and a hash of the problem.
         source: short for `columns.source: "=..."`, and wins over a column that happens to be called `source`.
-        on_bad_row: `error` names file and line; `skip` leaves the row out and counts it in a warning. An empty
-            reference answer is not a bad row: whether it can be used is for the verifier to say.
+        on_bad_row: `error` names file and line; `skip` leaves the row out and counts it in a warning. A boolean
+            reference answer is read as `true` or `false`. An empty one is not a bad row: whether it can be used is for
+            the verifier to say.
 
     Raises:
         ValueError: an empty or damaged file, a column that is not there, a bad row, an id that is there twice.
@@ -76,15 +80,19 @@ def read_choice_problems(
     source: str | None = None,
     on_bad_row: OnBadRow = "error",
 ) -> list[Problem]:
-    """Reads multiple-choice problems; options are shuffled into the problem, the reference answer is a letter.
+    """Reads multiple-choice problems; options are shuffled into the problem, the reference answer is "B) its text".
+
+    The reference is the letter alone where another option differs from the gold in nothing but case, spacing and
+    punctuation: an answer that gives the text would not say which of the two it means.
 
     Args:
         data: a path, or rows as mappings.
         columns: as in `read_problems`, and where options and gold are, in one of three forms:
             `correct: Correct Answer, incorrect: [Incorrect Answer 1, ...]` (GPQA; or one column that holds a list),
-            `options: options, reference_answer: answer` (a list and the letter of the gold), or
-            `options: options, correct: answer` (a list and the text of the gold).
-            Labels such as "A) " are taken off where every option of a row bears its own.
+            `options: options, reference_answer: answer` (options and the letter of the gold), or
+            `options: options, correct: answer` (options and the text of the gold).
+            Options are a list of texts; `{A: ..., B: ...}`; `{label: [...], text: [...]}` or a list of {label, text};
+            or one text "A) ... B) ...". Labels such as "A) " are taken off where every option of a row bears its own.
         seed: of the shuffle, which depends on it and the problem's id alone. None keeps the file's order, which a file
             in the first form has not. Options that speak of others by letter ("both A and B") need None.
         source, on_bad_row: as in `read_problems`.
@@ -113,7 +121,9 @@ def read_choice_problems(
             bare = _problem(row, columns, _text(row, columns, "problem"), "")
             options, gold = _options(row, columns)
             text, letter = shuffle_options(bare.problem, options, gold, seed, bare.problem_id)
-            _add(problems, bare._replace(problem=text, reference_answer=letter))
+            alike = [option for option in options if _bare_text(option) == _bare_text(options[gold])]
+            reference = letter if len(alike) > 1 else f"{letter}) {options[gold]}"
+            _add(problems, bare._replace(problem=text, reference_answer=reference))
         except ValueError as error:
             bad.meet(row.where, error)
     bad.report(data_name(data), len(problems))
@@ -163,6 +173,8 @@ def _value(row: Row, columns: Columns, field: str) -> object:
 
 def _text(row: Row, columns: Columns, field: str) -> str:
     value = _value(row, columns, field)
+    if field == "reference_answer" and isinstance(value, bool):
+        return "true" if value else "false"
     try:
         return as_text(value).strip()
     except ValueError as error:
@@ -194,20 +206,53 @@ def _options(row: Row, columns: Columns) -> tuple[list[str], int]:
         spec = columns["incorrect"]
         wrong = cell(row, spec) if isinstance(spec, str) else [cell(row, column) for column in spec]
         return [_text(row, columns, "correct"), *_texts(wrong, "incorrect")], 0
-    options = _texts(_value(row, columns, "options"), "options")
-    if all(option.lstrip("(").startswith(letter) for letter, option in zip(LETTERS, options, strict=False)):
-        labels = [re.match(r"\(?[A-Z][).:]\s*", option) for option in options]
-        if all(labels):
-            options = [option[label.end() :] for option, label in zip(options, labels, strict=True) if label]
+    labels, options = _labelled_options(_value(row, columns, "options"))
     if "correct" in columns:
         gold = _text(row, columns, "correct")
         if gold not in options:
             raise ValueError(f"the correct answer {gold!r} is none of the options {options}")
         return options, options.index(gold)
     letter = _text(row, columns, "reference_answer")
-    if len(letter) != 1 or letter not in LETTERS[: len(options)]:
+    if letter not in labels:
         raise ValueError(f"the gold {letter!r} is not the letter of one of {len(options)} options")
-    return options, LETTERS.index(letter)
+    return options, labels.index(letter)
+
+
+def _labelled_options(value: object) -> tuple[list[str], list[str]]:
+    """The labels and the texts of options, in any of the forms that `read_choice_problems` names."""
+    if isinstance(value, str):
+        value = _split_options(value)
+    if isinstance(value, (list, tuple)) and all(isinstance(item, Mapping) for item in value):
+        value = {name: [item.get(name) for item in value] for name in ("label", "text")}
+    if isinstance(value, Mapping):
+        given = (
+            dict(value) if value.keys() == {"label", "text"} else {"label": list(value), "text": list(value.values())}
+        )
+        labels, options = _texts(given["label"], "option labels"), _texts(given["text"], "options")
+        if len(set(labels)) < len(labels) or len(labels) != len(options):
+            raise ValueError(f"the labels {labels} do not name {len(options)} options")
+        return labels, options
+    options = _texts(value, "options")
+    letters = list(LETTERS[: len(options)])
+    marks = [_LABEL.match(option) for option in options]
+    if [mark and mark.group(1) for mark in marks] == letters:
+        options = [option[mark.end() :] for option, mark in zip(options, marks, strict=True) if mark]
+    return letters, options
+
+
+def _split_options(text: str) -> list[str]:
+    """'A) first B) second' in two. Every label must stand at exactly one place, or it would be a guess."""
+    labels = list(_LABEL_INSIDE.finditer(text))
+    named = "".join(label.group(1) for label in labels)
+    if not labels or text[: labels[0].start()].strip() or named != LETTERS[: len(labels)]:
+        raise ValueError(f"options is {text!r:.60}, neither a list of texts nor a text of the form 'A) ... B) ...'")
+    ends = [label.start() for label in labels[1:]] + [len(text)]
+    return [text[label.start() : end].strip() for label, end in zip(labels, ends, strict=True)]
+
+
+def _bare_text(option: str) -> str:
+    """The text without case, spacing, markup and punctuation that a comparison of texts may ignore."""
+    return re.sub(r"[\s.,;:!?\"'`()\[\]{}*_$“”‘’«»\\]", "", unicodedata.normalize("NFKC", option).casefold())
 
 
 def _texts(value: object, field: str) -> list[str]:

@@ -22,6 +22,9 @@ FinishReason = Literal["stop", "length", "unknown"]
 """Why a completion ended: it emitted a stop token, it met the token limit, or its source did not say."""
 
 VerdictLabel = Literal["correct", "incorrect", "no_answer", "timeout"]
+Kind = Literal["math", "exact", "choice", "yes_no", "number", "logic"]
+"""How an answer is compared with a reference: see `w2sr.verify`."""
+
 Keep = Literal["P", "N", "N_paper", "all"]
 RowFormat = Literal["columns", "alpaca", "sharegpt", "openai"]
 """How a row of foreign traces holds problem and completion: in columns of their own, or in a form that others use."""
@@ -175,6 +178,21 @@ class Sampling:
 
 
 @dataclass(frozen=True)
+class Tolerance:
+    """How far a number may be from its reference: max(`absolute`, `relative` · |reference|). 0 and 0: equal."""
+
+    absolute: float = 0.0
+    relative: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.absolute < float("inf") and 0 <= self.relative < 1):
+            raise ValueError(
+                f"tolerance needs absolute >= 0 and 0 <= relative < 1; it has absolute={self.absolute}, "
+                f"relative={self.relative}."
+            )
+
+
+@dataclass(frozen=True)
 class DataFile:
     """Where rows come from, and how they are read and graded.
 
@@ -186,18 +204,20 @@ class DataFile:
             conversations of {from, value}; `openai` with messages of {role, content}. See `w2sr.traces.formats`.
         stop_text: of traces: texts at which the teacher should have stopped (`</s>`); the completion ends before them.
         rules: extraction rules, tried in order, for completions that answer these problems.
-        kind: how an extracted answer is compared: as mathematics, or as exact text.
+        kind: how an extracted answer is compared: `math`; `exact` text; `choice` of an option; `yes_no`; `number` with
+            a tolerance; `logic` (who is what, or what comes before what).
+        tolerance: of `kind: number`.
         split: split of a hub data set, or of a saved one that has several.
         config: configuration of a hub data set.
         limit: use only the first rows.
-        choices: the rows hold multiple-choice options in columns of their own; they are shuffled.
+        choices: the rows hold multiple-choice options in columns of their own; they are shuffled. Needs `kind: choice`.
         reference_rule: extraction rule for reference answers that stand inside a solution (`hash`, `boxed`).
     """
 
     path: str
     columns: dict[str, str | list[str]] | None = None
     rules: tuple[str, ...] = ("boxed",)
-    kind: Literal["math", "exact"] = "math"
+    kind: Kind = "math"
     split: str = "test"
     config: str | None = None
     limit: int | None = None
@@ -205,6 +225,7 @@ class DataFile:
     reference_rule: str | None = None
     format: RowFormat = "columns"
     stop_text: tuple[str, ...] = ()
+    tolerance: Tolerance = Tolerance()
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ import pytest
 
 from w2sr.problems import problem_hash, read_choice_problems, read_problems, shuffle_options
 from w2sr.types import Problem
+from w2sr.verify import Verifier, usable_references
 
 ROWS = [
     {"problem": "1 + 1?", "answer": "2", "level": 3, "source": "sums", "id": "s/0"},
@@ -100,13 +101,13 @@ GPQA_COLUMNS = {"problem": "Question", "correct": "Correct Answer", "incorrect":
 
 def test_gpqa_golds_are_spread_over_the_letters_and_stay_right() -> None:
     problems = read_choice_problems(GPQA, GPQA_COLUMNS, seed=5, source="gpqa")
-    letters = Counter(problem.reference_answer for problem in problems)
+    letters = Counter(problem.reference_answer[0] for problem in problems)
     assert set(letters) == set("ABCD")
     assert all(30 <= count <= 70 for count in letters.values())  # 50 expected, standard deviation 6.1
     for number, problem in enumerate(problems):
         lines = problem.problem.splitlines()
         assert lines[0] == f"Which {number}?"
-        assert f"{problem.reference_answer}) right {number}" in lines[1:]
+        assert problem.reference_answer in lines[1:] and problem.reference_answer[1:] == f") right {number}"
         assert sorted(line[3:] for line in lines[1:]) == ["1", "2", "3", f"right {number}"]
     again = read_choice_problems(GPQA[::-1], GPQA_COLUMNS, seed=5, source="gpqa")
     assert again[::-1] == problems
@@ -118,13 +119,67 @@ def test_gpqa_golds_are_spread_over_the_letters_and_stay_right() -> None:
 def test_lists_of_options_with_a_letter_or_a_text() -> None:
     rows = [{"problem": "Where?", "options": ["A) bank", "B) Bath", "C) C"], "answer": "B", "source": "s"}]
     by_letter = {"options": "options", "reference_answer": "answer"}
-    assert read_choice_problems(rows, by_letter, seed=None)[0][2:4] == ("Where?\nA) bank\nB) Bath\nC) C", "B")
+    assert read_choice_problems(rows, by_letter, seed=None)[0][2:4] == ("Where?\nA) bank\nB) Bath\nC) C", "B) Bath")
     shuffled = {read_choice_problems(rows, by_letter, seed=seed)[0][2:4] for seed in range(60)}
     assert len(shuffled) == 6
-    assert all(f"{letter}) Bath" in text for text, letter in shuffled)
+    assert all(gold.endswith(") Bath") and gold in text for text, gold in shuffled)
     plain = [{**rows[0], "options": ["Apple", "Bread", "Cheese"], "answer": "Cheese"}]
     by_text = {"options": "options", "correct": "answer"}
-    assert read_choice_problems(plain, by_text, seed=None)[0][2:4] == ("Where?\nA) Apple\nB) Bread\nC) Cheese", "C")
+    assert read_choice_problems(plain, by_text, seed=None)[0][2:4] == (
+        "Where?\nA) Apple\nB) Bread\nC) Cheese",
+        "C) Cheese",
+    )
+
+
+LABELLED = [
+    ["A) bank", "B) Bath", "C) C"],
+    {"A": "bank", "B": "Bath", "C": "C"},
+    {"label": ["A", "B", "C"], "text": ["bank", "Bath", "C"]},
+    [{"label": "A", "text": "bank"}, {"label": "B", "text": "Bath"}, {"label": "C", "text": "C"}],
+    "A) bank B) Bath C) C",
+    "(A) bank\n(B) Bath\n(C) C",
+]
+
+
+@pytest.mark.parametrize("options", LABELLED, ids=str)
+def test_every_form_of_options_gives_the_same_problem(options: object) -> None:
+    rows = [{"problem": "Where?", "options": options, "answer": "B", "source": "s"}]
+    by_letter = {"options": "options", "reference_answer": "answer"}
+    (problem,) = read_choice_problems(rows, by_letter, seed=None)
+    assert problem[2:4] == ("Where?\nA) bank\nB) Bath\nC) C", "B) Bath")
+    (shuffled,) = read_choice_problems(rows, by_letter, seed=7)
+    assert shuffled.problem != problem.problem and shuffled.reference_answer[1:] == ") Bath"
+
+
+def test_labels_that_are_not_the_letters_in_order_are_followed() -> None:
+    row = {"problem": "?", "source": "s", "o": {"label": ["1", "2"], "text": ["x", "y"]}, "answer": 2}
+    (problem,) = read_choice_problems([row], {"options": "o", "reference_answer": "answer"}, seed=None)
+    assert problem[2:4] == ("?\nA) x\nB) y", "B) y")
+
+
+def test_a_gold_that_another_option_resembles_is_named_by_its_letter_alone() -> None:
+    for options, reference in (
+        (["5", "-5"], "A) 5"),
+        (["5", "$5$."], "A"),
+        (["x y", "X_{Y}"], "A"),
+        (["a", "b"], "A) a"),
+    ):
+        row = {"problem": "?", "source": "s", "o": options, "g": "A"}
+        (problem,) = read_choice_problems([row], {"options": "o", "reference_answer": "g"}, seed=None)
+        assert problem.reference_answer == reference
+
+
+def test_always_the_first_letter_is_right_as_often_as_chance() -> None:
+    """The golds of the file are all A, so that without the shuffle the constant answer would win every time."""
+    rows = [{"problem": f"Which {n}?", "options": [f"{m}" for m in range(5)], "answer": "A"} for n in range(2_000)]
+    problems = read_choice_problems(rows, {"options": "options", "reference_answer": "answer"}, seed=1, source="s")
+    for letter in "ABCDE":
+        with Verifier(["boxed"], "choice") as verifier:
+            verdicts = verifier.verify_all([(rf"\boxed{{{letter}}}", p.reference_answer) for p in problems])
+        share = sum(verdict.is_correct for verdict in verdicts) / len(problems)
+        assert abs(share - 0.2) < 0.036, letter  # 4 standard deviations of 0.0089
+    unshuffled = read_choice_problems(rows, {"options": "options", "reference_answer": "answer"}, seed=None, source="s")
+    assert {problem.reference_answer[0] for problem in unshuffled} == {"A"}
 
 
 @pytest.mark.parametrize(
@@ -132,7 +187,12 @@ def test_lists_of_options_with_a_letter_or_a_text() -> None:
     [
         ({"answer": "D"}, "the gold 'D' is not the letter of one of 3 options"),
         ({"answer": "bank"}, "the gold 'bank' is not the letter"),
-        ({"options": "A) bank B) Bath"}, "options is 'A.*not a list of texts"),
+        ({"options": "bank or Bath"}, "options is 'bank.*neither a list of texts nor a text"),
+        ({"options": "A) bank C) Bath"}, "options is 'A.*neither a list"),
+        ({"options": "A) bank B) Bath B) C"}, "options is 'A.*neither a list"),
+        ({"options": {"label": ["A", "B"], "text": ["bank"]}}, "labels .* do not name 1 options"),
+        ({"options": {"label": ["B", "B"], "text": ["bank", "Bath"]}}, "labels .* do not name 2 options"),
+        ({"options": {"A": "bank", "B": None}}, "options: one is None, not text"),
         ({"options": ["same", "same"]}, "has the gold 'same' twice"),
         ({"options": ["only"], "answer": "A"}, "has 1 options"),
     ],
@@ -177,13 +237,68 @@ def test_real_problems(shared_data: Path) -> None:
     assert len({problem_hash(p.problem) for p in training}) == 8521  # two are there twice, once with other spacing
     benchmark = read_problems(folder / "math500.jsonl.gz", COLUMNS, source="math500")
     assert not {problem_hash(p.problem) for p in training} & {problem_hash(p.problem) for p in benchmark}
-    by_letter = {"problem_id": "id", "options": "options", "reference_answer": "answer"}
-    aqua = read_choice_problems(folder / "aqua.jsonl.gz", by_letter, seed=1, source="aqua", on_bad_row="skip")
-    assert len(aqua) == 250  # four rows offer the gold twice
-    common = read_choice_problems(
-        shared_data / "nonmath" / "commonsenseqa_dev.jsonl.gz", by_letter, seed=1, on_bad_row="skip"
-    )
-    assert len(common) == 1215  # six rows offer the gold twice
-    dates = shared_data / "nonmath" / "bigbench_date.jsonl.gz"
-    by_text = {"problem_id": "id", "options": "options", "correct": "answer"}
-    assert len(read_choice_problems(dates, by_text, seed=1)) == 369
+
+
+LETTER = {"problem_id": "id", "options": "options", "reference_answer": "answer"}
+TEXT = {"problem_id": "id", "options": "options", "correct": "answer"}
+
+
+@pytest.mark.parametrize(
+    ("file", "columns", "num_options", "num_rows", "num_twice"),
+    [
+        ("nonmath/commonsenseqa_train", LETTER, 5, 9741, 42),
+        ("nonmath/commonsenseqa_dev", LETTER, 5, 1221, 6),
+        ("nonmath/strategyqa", TEXT, 2, 2290, 0),
+        ("nonmath/bigbench_date", TEXT, 6, 369, 0),
+        ("problems/aqua", LETTER, 5, 254, 4),
+        ("problems/sat_math", LETTER, 4, 32, 0),
+    ],
+)
+def test_real_multiple_choice(
+    shared_data: Path,
+    caplog: pytest.LogCaptureFixture,
+    file: str,
+    columns: dict[str, str],
+    num_options: int,
+    num_rows: int,
+    num_twice: int,
+) -> None:
+    """Whole files: every row is read, or offers the gold twice and is counted; every reference can be used."""
+    path = shared_data / f"{file}.jsonl.gz"
+    problems = read_choice_problems(path, columns, seed=1, source="s", on_bad_row="skip")
+    assert len(problems) + num_twice == num_rows
+    if num_twice:
+        assert f"skipped {num_twice} bad rows" in caplog.text and "twice among its options" in caplog.text
+    with Verifier(["boxed"], "choice") as verifier:
+        usable, complaints = usable_references(problems, verifier, "skip")
+        right = verifier.verify_all([(rf"\boxed{{{p.reference_answer[:1]}}}", p.reference_answer) for p in problems])
+        by_text = [p for p in problems if len(p.reference_answer) > 1]
+        texts = verifier.verify_all([(f"\\boxed{{{p.reference_answer[3:]}}}", p.reference_answer) for p in by_text])
+        constant = verifier.verify_all([(r"\boxed{A}", p.reference_answer) for p in problems])
+    assert (len(usable), complaints) == (len(problems), [])
+    assert all(verdict.is_correct for verdict in right)
+    wrong = [p.reference_answer for p, verdict in zip(by_text, texts, strict=True) if not verdict.is_correct]
+    assert all(len(text) == 4 or "boxed" in text for text in wrong), wrong  # a text of one letter is a letter
+    share, chance = sum(verdict.is_correct for verdict in constant) / len(problems), 1 / max(2, num_options)
+    assert (
+        abs(share - chance) < 4 * (chance * (1 - chance) / len(problems)) ** 0.5 + 0.02
+    )  # some rows have fewer options
+
+
+def test_real_yes_or_no(shared_data: Path) -> None:
+    columns = {"problem_id": "id", "reference_answer": "answer"}
+    problems = read_problems(shared_data / "nonmath" / "strategyqa.jsonl.gz", columns, source="strategyqa")
+    with Verifier(["yes_no"], "yes_no") as verifier:
+        usable, _ = usable_references(problems, verifier, "error")
+        verdicts = verifier.verify_all([("So the answer is yes.", p.reference_answer) for p in problems])
+    assert len(usable) == 2290
+    assert sum(verdict.is_correct for verdict in verdicts) == sum(p.reference_answer == "Yes" for p in problems) == 1071
+
+
+def test_booleans_are_reference_answers_of_yes_no() -> None:
+    rows = [{"problem": "Is it?", "answer": True}, {"problem": "Is it not?", "answer": False}]
+    problems = read_problems(rows, {"reference_answer": "answer"}, source="s")
+    assert [problem.reference_answer for problem in problems] == ["true", "false"]
+    with Verifier(["boxed"], "yes_no") as verifier:
+        labels = [verifier.verify(r"\boxed{yes}", problem.reference_answer).label for problem in problems]
+    assert labels == ["correct", "incorrect"]

@@ -39,6 +39,11 @@ def load_problems(
     if file.format != "columns" or file.stop_text:
         raise ValueError(f"{file.path}: format and stop_text are for traces; problems have columns. Remove them here.")
     rows = _data(file)
+    if file.choices and file.kind != "choice":
+        raise ValueError(
+            f"{file.path}: choices: true needs kind: choice, which reads letters and texts of options; kind is "
+            f"{file.kind}. Set kind: choice."
+        )
     if file.choices:
         problems = read_choice_problems(rows, file.columns or {}, seed=seed, source=name, on_bad_row=on_bad_row)
     else:
@@ -110,7 +115,11 @@ def _hub_rows(file: DataFile) -> list[Mapping[str, object]]:
 
 def build_verifiers(files: Mapping[str, DataFile], timeout_s: float) -> dict[str, Verifier]:
     """One verifier for each benchmark, by its extraction rules. Worker processes start when first needed."""
-    return {name: Verifier(file.rules, file.kind, timeout_s) for name, file in files.items()}
+    return {name: _verifier(file, timeout_s) for name, file in files.items()}
+
+
+def _verifier(file: DataFile, timeout_s: float) -> Verifier:
+    return Verifier(file.rules, file.kind, timeout_s, tolerance=file.tolerance)
 
 
 def load_traces(
@@ -126,7 +135,7 @@ def load_traces(
             _data(file), _plain_columns(file), format=file.format, stop_text=file.stop_text, on_bad_row=on_bad_row
         )
         read = read[: file.limit]
-        with Verifier(file.rules, file.kind, timeout_s) as verifier:
+        with _verifier(file, timeout_s) as verifier:
             judged, num_bad = verify_traces(read, verifier, on_bad_reference)
         verdicts = ", ".join(f"{label} {count:,}" for label, count in Counter(t.verdict for t in judged).most_common())
         rank_zero_info(

@@ -33,6 +33,10 @@ _NUMBER = re.compile(
     rf"(?:\\[dtc]?frac\{{-?(?:{_DIGITS})\}}\{{(?:{_DIGITS})\}}"
     rf"|(?<![A-Za-z_0-9.])(?:{_DIGITS})(?:\s?/\s?[0-9]+(?![0-9]|\.[0-9]))?(?:\s?\\?%)?)"
 )
+_ANSWER_IS = re.compile(r"(?<![A-Za-z])answer(?: is(?::|(?![A-Za-z]))|\*{0,2}:)", re.IGNORECASE)
+_CHOICE_LETTER = re.compile(r"(?:(?i:option|choice|letter) )?[(\[]?([A-Z])(?![A-Za-z0-9'’]|-[A-Za-z])")
+_BRACKETED_LETTER = re.compile(r"\(([A-Z])\)")
+_YES_NO = re.compile(r"(yes|no|true|false)(?![A-Za-z-]| one(?![A-Za-z]))", re.IGNORECASE)
 
 
 class Extraction(NamedTuple):
@@ -127,6 +131,40 @@ def last_number(text: str) -> str | None:
     return None if found is None else found.group().strip()
 
 
+def choice_letter(text: str) -> str | None:
+    """The letter that stands after the last "answer is" or "answer:"; where none does, the last "(X)" of that line.
+
+    >>> choice_letter("A is wrong. The answer is (B), not A."), choice_letter("Answer: **vitamin C (D)**")
+    ('B', 'D')
+    """
+    line = _after_answer_is(text)
+    if line is None:
+        return None
+    if (letter := _CHOICE_LETTER.match(line)) is not None:
+        return letter.group(1)
+    bracketed = _BRACKETED_LETTER.findall(line)
+    return bracketed[-1] if bracketed else None
+
+
+def yes_no(text: str) -> str | None:
+    """The word yes, no, true or false that stands after the last "answer is" or "answer:".
+
+    >>> yes_no("No, wait. So the answer is **yes**.")
+    'yes'
+    """
+    line = _after_answer_is(text)
+    word = None if line is None else _YES_NO.match(line)
+    return word.group(1) if word else None
+
+
+def _after_answer_is(text: str) -> str | None:
+    """What follows the last "answer is" or "answer:", up to the end of the line, its markup removed."""
+    end = -1
+    for match in _ANSWER_IS.finditer(text):
+        end = match.end()
+    return None if end < 0 else text[end:].lstrip().partition("\n")[0].replace("*", "").replace("$", "").lstrip()
+
+
 def after_text(marker: str) -> Rule:
     """The rest of the line after the last `marker`; where that is empty, the next line that is not.
 
@@ -158,6 +196,8 @@ _RULES: dict[str, Rule] = {
     "hash": after_hashes,
     "answer_tag": answer_tag,
     "last_number": last_number,
+    "choice_letter": choice_letter,
+    "yes_no": yes_no,
 }
 _RULES_WITH_ARGUMENT: dict[str, Callable[[str], Rule]] = {"json": json_value, "after": after_text}
 

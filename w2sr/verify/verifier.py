@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from w2sr.types import Problem, Verdict, VerdictLabel
-from w2sr.verify import exact, mathematics
+from w2sr.types import Kind, Problem, Tolerance, Verdict, VerdictLabel
+from w2sr.verify import choice, exact, logic, mathematics, number, yes_no
 from w2sr.verify.extraction import Extraction, extract, parse_rules
 from w2sr.verify.workers import GradeTask, Outcome, WorkerPool
 
@@ -19,14 +20,17 @@ MAX_REMEMBERED = 100_000
 """So many decisions of math-verify are remembered: models repeat answers."""
 
 _NUM_NAMED_ROWS = 5
+_PURE = {"exact": exact, "choice": choice, "yes_no": yes_no, "number": number, "logic": logic}
+"""The kinds that are decided in this process, each a module with `grade` and `check_reference`."""
 
 
 class Verifier:
     """Verifies completions by rules of extraction and one kind of comparison.
 
     `kind="math"`: an exact fast path in this process, then math-verify in `num_workers` killable processes with
-    `timeout_s` seconds an answer. `kind="exact"`: equal text up to case, whitespace and punctuation. An unusable
-    completion gets a verdict, never an exception. One Verifier serves one source; close it, or use it in `with`.
+    `timeout_s` seconds an answer. `kind="exact"`: equal text up to case, whitespace and punctuation. `choice`,
+    `yes_no`, `number` (within `tolerance`) and `logic`: see the modules of these names. An unusable completion gets a
+    verdict, never an exception. One Verifier serves one source; close it, or use it in `with`.
 
     >>> Verifier(rules=["boxed"], num_workers=1).verify(r"so it is \\boxed{0.50}", "1/2").label
     'correct'
@@ -35,18 +39,22 @@ class Verifier:
     def __init__(
         self,
         rules: Sequence[str] = ("boxed",),
-        kind: Literal["math", "exact"] = "math",
+        kind: Kind = "math",
         timeout_s: float = 5.0,
         num_workers: int = 2,
         prompt_opens_think: bool = False,
+        tolerance: Tolerance = number.EXACT,
     ) -> None:
-        if kind not in ("math", "exact"):
-            raise ValueError(f"Unknown kind of verification {kind!r}: use 'math' or 'exact'.")
-        self._settings = (tuple(rules), kind, timeout_s, num_workers, prompt_opens_think)
+        if kind not in get_args(Kind):
+            raise ValueError(f"Unknown kind of verification {kind!r}: use one of {', '.join(get_args(Kind))}.")
+        if kind != "number" and tolerance != number.EXACT:
+            raise ValueError(f"kind '{kind}' has no tolerance, but {tolerance} is set. Set kind: number, or remove it.")
+        self._settings = (tuple(rules), kind, timeout_s, num_workers, prompt_opens_think, tolerance)
         self.rules = parse_rules(rules)
         self.kind = kind
         self.prompt_opens_think = prompt_opens_think
-        self.grader = "math-verify+exact" if kind == "math" else "exact"
+        self.grader = "math-verify+exact" if kind == "math" else kind
+        self._grade = _grader(kind, tolerance)
         self.version = f"w2sr {GRADER_REVISION}" + (f", math-verify {_math_verify_version()}" if kind == "math" else "")
         self._pool = WorkerPool(num_workers, timeout_s)
         self._remembered: dict[GradeTask, Outcome] = {}
@@ -77,8 +85,7 @@ class Verifier:
         """The decision where none of math-verify is needed."""
         if extraction.answer is None:
             return "no_answer", f"no answer by {', '.join(rule.name for rule in self.rules)}"
-        grade = exact.grade if self.kind == "exact" else mathematics.quick_grade
-        decision = grade(extraction.answer, reference)
+        decision = self._grade(extraction.answer, reference)
         return None if decision is None else _labelled(Outcome(*decision))
 
     def _grade_slowly(self, tasks: Sequence[GradeTask]) -> dict[GradeTask, Outcome]:
@@ -93,7 +100,7 @@ class Verifier:
 
     def check_reference(self, reference_answer: str) -> None:
         """Raises ValueError, saying why, where no answer could be graded against the reference. Takes microseconds."""
-        (exact if self.kind == "exact" else mathematics).check_reference(reference_answer)
+        _PURE.get(self.kind, mathematics).check_reference(reference_answer)
 
     def close(self) -> None:
         """Ends the grading processes."""
@@ -109,6 +116,13 @@ class Verifier:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Verifier, self._settings  # processes do not travel: a copy in another process starts its own
+
+
+def _grader(kind: Kind, tolerance: Tolerance) -> Callable[[str, str], tuple[bool, str] | None]:
+    """What decides without math-verify; None, which only mathematics returns, means that it cannot."""
+    if kind == "number":
+        return partial(number.grade, tolerance=tolerance)
+    return mathematics.quick_grade if kind == "math" else _PURE[kind].grade
 
 
 def _task(extraction: Extraction, reference: str) -> GradeTask:
