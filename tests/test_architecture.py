@@ -14,8 +14,8 @@ FLOORS: list[set[str]] = [
     # pure rules: no Lightning, no transformers models
     {"rows", "tokenizer", "tools"},
     {"traces", "problems", "selection", "packing", "verify", "losses", "logprobs", "results"},
-    {"supervision"},
-    {"chat"},
+    {"supervision", "decontaminate"},
+    {"chat", "corruption"},
     {"token_cache", "trace_summary"},
     # engines
     {"attention", "flops"},

@@ -25,6 +25,9 @@ EPILOG = """Verbs beside the Trainer's:
   ask STUDENT "QUESTION"    one answer of a model directory
   report RESULT ...         one table of result files; RGR and PGR where a ceiling is named
   traces STORE --out x.html verdicts, lengths and loops of stored traces; a page to browse them
+  corrupt STORE OUT         a trace store with systematic errors of a known kind and rate
+  decontaminate TRAIN --against FILE ...
+                            training problems that are in benchmarks, or like one there
 """
 
 
@@ -88,7 +91,7 @@ def register_strategies() -> None:
         StrategyRegistry.register("fsdp2", ModelParallelStrategy, description="FSDP2 over all devices")
 
 
-VERBS = ("ask", "report", "traces")
+VERBS = ("ask", "report", "traces", "corrupt", "decontaminate")
 """Each is a module of w2sr.verbs, imported when it is called: the command line starts faster without them."""
 
 

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader
 
+from w2sr.corruption import Corruption, corrupt_traces
 from w2sr.locations import locate
 from w2sr.problems import read_choice_problems, read_problems
 from w2sr.rows import SUFFIXES, OnBadRow
@@ -114,11 +115,16 @@ def build_verifiers(files: Mapping[str, DataFile], timeout_s: float) -> dict[str
 
 
 def load_traces(
-    files: Sequence[DataFile], *, on_bad_row: OnBadRow, on_bad_reference: OnBadReference, timeout_s: float
+    files: Sequence[DataFile],
+    *,
+    corruption: Corruption | None = None,
+    on_bad_row: OnBadRow,
+    on_bad_reference: OnBadReference,
+    timeout_s: float,
 ) -> list[Trace]:
     """The traces of all files, each with a verdict: rows that bear none are verified by their file's rules.
 
-    Prints what was read and how it was judged.
+    Errors are put in before that, where `corruption` asks for some. Prints what was read and how it was judged.
     """
     traces: list[Trace] = []
     for file in files:
@@ -126,8 +132,10 @@ def load_traces(
             _data(file), _plain_columns(file), format=file.format, stop_text=file.stop_text, on_bad_row=on_bad_row
         )
         read = read[: file.limit]
-        with Verifier(file.rules, file.kind, timeout_s) as verifier:
-            judged, num_bad = verify_traces(read, verifier, on_bad_reference)
+        if corruption is not None:
+            read, report = corrupt_traces(read, corruption, file.rules)
+            rank_zero_info(f"{file.path}: {report}")
+        judged, num_bad = verify_by_rules(read, file.rules, file.kind, on_bad_reference, timeout_s)
         verdicts = ", ".join(f"{label} {count:,}" for label, count in Counter(t.verdict for t in judged).most_common())
         rank_zero_info(
             f"{file.path}: {len(read):,} traces read, {num_skipped:,} bad rows and {num_bad:,} bad references skipped; "
@@ -137,12 +145,34 @@ def load_traces(
     return traces
 
 
+def verify_by_rules(
+    traces: Sequence[Trace],
+    rules: Sequence[str],
+    kind: Literal["math", "exact"],
+    on_bad_reference: OnBadReference,
+    timeout_s: float = 5.0,
+) -> tuple[list[Trace], int]:
+    """Likewise by the names of rules; a corrupted trace is verified by the rule and grader that it bears already."""
+    groups: dict[tuple[tuple[str, ...], Literal["math", "exact"]], list[Trace]] = {}
+    for trace in traces:
+        own = bool(trace.corruption and trace.answer_rule)
+        own_kind = kind if not (own and trace.grader) else "exact" if trace.grader == "exact" else "math"
+        groups.setdefault(((trace.answer_rule,) if own else tuple(rules), own_kind), []).append(trace)
+    judged: dict[str, Trace] = {}
+    for (group_rules, group_kind), group in groups.items():
+        with Verifier(group_rules, group_kind, timeout_s) as verifier:
+            done, _ = verify_traces(group, verifier, on_bad_reference)
+        judged |= {trace.trace_id: trace for trace in done}
+    kept = [judged[trace.trace_id] for trace in traces if trace.trace_id in judged]
+    return kept, len(traces) - len(kept)
+
+
 def verify_traces(
     traces: Sequence[Trace], verifier: Verifier, on_bad_reference: OnBadReference
 ) -> tuple[list[Trace], int]:
     """The traces with verdicts, and how many were left out because their reference answer cannot be used.
 
-    A verdict that a trace bears already is kept.
+    A verdict that a trace bears already is kept; where it does not say which rule found the answer, the verifier's do.
     """
     references = {
         trace.problem_id: Problem(trace.problem_id, trace.source, trace.problem, trace.reference_answer)
@@ -157,7 +187,7 @@ def verify_traces(
     judged: list[Trace] = []
     for trace in kept:
         if trace.verdict:
-            judged.append(trace)
+            judged.append(trace if trace.answer_rule else _with_rule(trace, verifier))
             continue
         verdict = next(verdicts)
         judged.append(
@@ -172,6 +202,12 @@ def verify_traces(
             )
         )
     return judged, len(traces) - len(kept)
+
+
+def _with_rule(trace: Trace, verifier: Verifier) -> Trace:
+    """The trace with the rule that finds its answer, and the answer where its file gave only a verdict."""
+    found = extract(trace.completion, verifier.rules)
+    return replace(trace, answer=found.answer if trace.answer is None else trace.answer, answer_rule=found.rule)
 
 
 def problem_loader(problems: Sequence[Problem], batch_size: int, rank: int, world_size: int) -> DataLoader[Any]:
