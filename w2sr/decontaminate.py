@@ -75,7 +75,7 @@ class Decontamination:
         return frozenset(match.problem.problem_id for match in self.matches)
 
     def counts(self) -> dict[str, dict[str, int]]:
-        """benchmark → gate → training problems that it took out."""
+        """benchmark → gate → training problems that it took out. A problem counts once, where it is most alike."""
         table: dict[str, dict[str, int]] = defaultdict(lambda: {"exact": 0, "overlap": 0})
         for match in self.matches:
             table[match.benchmark][match.gate] += 1
@@ -173,7 +173,7 @@ def decontaminate(
             clean.append(problem)
         else:
             matches.append(match)
-    num_short = sum(not ngrams(problem.problem, overlap.ngram) for problem in clean)
+    num_short = sum(len(words(problem.problem)) < overlap.ngram for problem in clean)
     return Decontamination(overlap, clean, matches, num_short)
 
 
