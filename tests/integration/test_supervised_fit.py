@@ -69,7 +69,7 @@ def test_corrupted_traces_are_verified_anew_and_counted(
 ) -> None:
     printed: list[str] = []
     monkeypatch.setattr(sources, "rank_zero_info", printed.append)
-    corruption = {"kind": "off_by_one", "rate": 1.0, "seed": 2}
+    corruption = {"kind": "off_by_one", "rate": 1.0, "seed": 2, "whole_to": 199}
     content = run(fit_config, tmp_path / "run", verified, data__keep="N", data__corruption=corruption)
     assert content["corruption"] == corruption
     # of 14 right traces with an answer every one is wrong now, and most of the 5 wrong ones still are

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from w2sr.chat import Chat
 from w2sr.corruption import Corruption, Kind, corrupt_text, corrupt_traces, restored
 from w2sr.corruption.equations import (
     Equation,
@@ -21,6 +22,7 @@ from w2sr.corruption.equations import (
     find_numbers,
     written_like,
 )
+from w2sr.miniature.tokenizer import build_tokenizer
 from w2sr.traces import read_store, read_traces
 from w2sr.types import Trace
 from w2sr.verify import extract, parse_rules
@@ -199,6 +201,21 @@ def test_a_long_text_takes_linear_time(unit: str) -> None:
     """20,000 characters: a walk that is quadratic in the equations would take a minute here."""
     for kind in KINDS:
         corrupt_text(unit * (20_000 // len(unit)), kind, lambda count: count - 1)
+
+
+def test_new_numbers_can_be_held_to_what_a_tokenizer_knows(miniature: list[Trace]) -> None:
+    chat = Chat(build_tokenizer())
+    for kind in ("wrong_operator", "off_by_one", "swapped_operands", "dropped_step"):
+        made, report = corrupt_traces(miniature, Corruption(kind, 1.0, whole_to=199))  # type: ignore[arg-type]
+        chat.segments(made)  # an unknown number is refused
+        changed = [
+            change["after"] for new in made if new.corruption for change in json.loads(new.corruption)["changes"]
+        ]
+        assert all(text == "" or int(text) in range(200) for text in changed)
+        _, free = corrupt_traces(miniature, Corruption(kind, 1.0))  # type: ignore[arg-type]
+        assert report.num_corrupted < free.num_corrupted or kind == "dropped_step"
+    with pytest.raises(ValueError, match="does not know"):
+        chat.segments(corrupt_traces(miniature, Corruption("swapped_operands", 1.0))[0])
 
 
 # ---- traces

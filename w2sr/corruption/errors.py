@@ -106,7 +106,7 @@ class Error(NamedTuple):
 
 
 def corrupt_text(
-    text: str, kind: Kind, pick: Pick, *, problem: str = "", answer: Span | None = None
+    text: str, kind: Kind, pick: Pick, *, problem: str = "", answer: Span | None = None, whole_to: int | None = None
 ) -> Corrupted | None:
     """The text with an error of a kind, or None where there is nothing that could err in that way.
 
@@ -116,6 +116,7 @@ def corrupt_text(
         pick: chooses where the error is, and which of two.
         problem: its numbers are given, so they cannot be results.
         answer: characters of the final answer, where it is known.
+        whole_to: every new number must be whole, from 0 to this; None: any number will do.
 
     >>> corrupt_text("Tom has 3 + 4 = 7. Zoe has 7 * 2 = 14. So 14.", "off_by_one", lambda n: 0).text
     'Tom has 3 + 4 = 8. Zoe has 8 * 2 = 16. So 16.'
@@ -128,7 +129,13 @@ def corrupt_text(
         ways = _ways(kind, page, given, pick, answer)
         walks = [_Chain(page, errors, given, answer).walk() for errors in ways[:MAX_WALKS]]
     walks = [walk for walk in walks if any(edit.after != text[edit.start : edit.end] for edit in walk[0])]
+    if whole_to is not None:
+        walks = [walk for walk in walks if all(_is_whole(edit.after, whole_to) for edit in walk[0])]
     return _applied(text, *max(walks, key=lambda walk: walk[1])) if walks else None
+
+
+def _is_whole(written: str, most: int) -> bool:
+    return all(number.value in range(most + 1) for number in find_numbers(written))
 
 
 def _applied(text: str, edits: list[Edit], consistent: bool) -> Corrupted:

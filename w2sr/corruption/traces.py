@@ -23,11 +23,14 @@ class Corruption:
         rate: share of the traces that are chosen, in [0, 1]. Each is chosen by a hash of the seed and its id, so a
             smaller rate chooses a subset of a larger one, and what is chosen depends on no other trace.
         seed: of the choice of traces, and of places in them.
+        whole_to: new numbers must be whole, from 0 to this: for a tokenizer that knows no others, such as the
+            miniature's (199). A trace that has no such error counts as one with nothing to corrupt.
     """
 
     kind: Kind
     rate: float
     seed: int = 0
+    whole_to: int | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(Kind):
@@ -48,7 +51,9 @@ class Corruption:
             left, chosen = divmod(left, count)
             return chosen
 
-        return corrupt_text(trace.completion, self.kind, pick, problem=trace.problem, answer=answer)
+        return corrupt_text(
+            trace.completion, self.kind, pick, problem=trace.problem, answer=answer, whole_to=self.whole_to
+        )
 
     def _digest(self, trace: Trace) -> bytes:
         return hashlib.sha256(f"{self.seed}/{trace.trace_id}".encode()).digest()

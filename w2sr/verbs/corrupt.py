@@ -27,12 +27,13 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--kind", required=True, help=", ".join(get_args(Kind)))
     parser.add_argument("--rate", type=float, required=True, help="share of the traces that are chosen, in [0, 1]")
     parser.add_argument("--seed", type=int, default=0, help="of the choice; a smaller rate chooses a subset")
+    parser.add_argument("--whole_to", type=int, help="new numbers must be whole, from 0 to this (miniature: 199)")
     parser.add_argument(
         "--rules", nargs="+", default=["boxed"], help="how answers are found in traces that were never verified"
     )
     args = parser.parse_args(argv)
 
-    corruption = Corruption(args.kind, args.rate, args.seed)
+    corruption = Corruption(args.kind, args.rate, args.seed, args.whole_to)
     if args.out.exists():
         raise ValueError(f"{args.out} is there already. Name a directory that is not, or remove it.")
     before = read_store(args.store)
