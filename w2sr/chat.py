@@ -17,16 +17,16 @@ import difflib
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
 from jinja2 import TemplateError
 
+from w2sr.supervision import Supervision, Target, carries_loss, segment_of, target_of
 from w2sr.tokenizer import load_tokenizer
-from w2sr.types import IGNORE_INDEX, Segment, Trace
+from w2sr.types import Segment, Trace
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -171,33 +171,46 @@ class Chat:
 
     def segment(self, problem: str, completion: str, segment_id: str, *, finished: bool = True) -> Segment:
         """Prompt, completion and stop token as one segment with labels on completion and stop token; see `segments`."""
-        return self._join([(segment_id, problem, completion, finished)])[0]
+        return self._join([(segment_id, problem, Target(completion), finished)])[0]
 
-    def segments(self, traces: Sequence[Trace]) -> list[Segment]:
+    def segments(self, traces: Sequence[Trace], *, supervision: Supervision = "full") -> list[Segment]:
         """A segment for each trace: prompt + completion + stop token, with labels on completion and stop token.
 
+        Other variants of `supervision` have fewer labels, or only the answer as completion: see `w2sr.supervision`.
         A trace that met the token limit (`finish_reason` "length") gets no stop token: a label there would teach the
         student to stop in the middle of a sentence.
 
         Raises:
             ValueError: The tokenizer's own chat template would delete text of the completion, or the completion holds
-                text that the tokenizer does not know or spells a stop token that is not special. The trace is named.
+                text that the tokenizer does not know or spells a stop token that is not special, or the trace has no
+                answer and the variant needs one. The trace is named.
         """
-        return self._join([(t.trace_id, t.problem, t.completion, t.finish_reason != "length") for t in traces])
+        return self._join(
+            [(t.trace_id, t.problem, target_of(t, supervision), t.finish_reason != "length") for t in traces]
+        )
 
-    def _join(self, texts: Sequence[tuple[str, str, str, bool]]) -> list[Segment]:
+    def _join(self, texts: Sequence[tuple[str, str, Target, bool]]) -> list[Segment]:
         problems = list(dict.fromkeys(problem for _, problem, _, _ in texts))
         prompts_ids = dict(zip(problems, self._prompts_ids(problems), strict=True))
-        completions_ids = self._encode([completion for _, _, completion, _ in texts], text_is_data=True)
+        encoded = self._encode_targets([target for _, _, target, _ in texts])
         segments = []
-        for (segment_id, problem, completion, finished), ids in zip(texts, completions_ids, strict=True):
-            self._check_survives(segment_id, problem, completion)
-            self._check_completion_ids(segment_id, completion, ids)
-            segments.append(_aligned(segment_id, prompts_ids[problem], ids + [self.stop_token_id] * finished))
+        for (segment_id, problem, target, finished), (ids, loss) in zip(texts, encoded, strict=True):
+            self._check_survives(segment_id, problem, target.text)
+            self._check_completion_ids(segment_id, target.text, ids)
+            end = [self.stop_token_id] if finished else []
+            segments.append(segment_of(segment_id, prompts_ids[problem], ids + end, loss + [True for _ in end]))
         return segments
 
+    def _encode_targets(self, targets: Sequence[Target]) -> Iterator[tuple[list[int], list[bool]]]:
+        """Ids of each target, and which of them carry loss. Offsets take a while, and most targets need none."""
+        texts = [target.text for target in targets]
+        if all(target.is_full for target in targets):
+            return ((ids, [True] * len(ids)) for ids in self._encode(texts, text_is_data=True))
+        encoded = self._encoded(texts, True, return_offsets_mapping=True)
+        return zip(encoded["input_ids"], map(carries_loss, targets, encoded["offset_mapping"]), strict=True)
+
     def count_tokens(self, traces: Sequence[Trace]) -> list[int]:
-        """Tokens of each completion, with the stop token that `segments` gives it: its number of loss tokens."""
+        """Tokens of each completion, with the stop token that `segments` gives it."""
         completions_ids = self._encode([trace.completion for trace in traces], text_is_data=True)
         pairs = zip(traces, completions_ids, strict=True)
         return [len(ids) + (trace.finish_reason != "length") for trace, ids in pairs]
@@ -362,12 +375,11 @@ class Chat:
 
     def _encode(self, texts: Sequence[str], *, text_is_data: bool) -> list[list[int]]:
         """Ids of many texts at once; as data, special tokens that the text spells are split like any other text."""
-        if not texts:
-            return []
-        options = {"return_attention_mask": False, "return_token_type_ids": False, "verbose": False}
-        encoded = self.tokenizer(list(texts), add_special_tokens=False, split_special_tokens=text_is_data, **options)
-        ids: list[list[int]] = encoded["input_ids"]
-        return ids
+        return list(self._encoded(texts, text_is_data)["input_ids"]) if texts else []
+
+    def _encoded(self, texts: Sequence[str], text_is_data: bool, **options: bool) -> Any:
+        options |= {"return_attention_mask": False, "return_token_type_ids": False, "verbose": False}
+        return self.tokenizer(list(texts), add_special_tokens=False, split_special_tokens=text_is_data, **options)
 
     def _apply_own_template(self, turns: list[dict[str, str]], *, add_generation_prompt: bool = False) -> str:
         system = [{"role": "system", "content": self.system}] if self.system else []
@@ -381,14 +393,6 @@ class Chat:
                 f"The chat template of {self.name!r} refuses the turns {roles}: {error}. {_NAMED_OR_REPAIR}"
             ) from error
         return str(text)
-
-
-def _aligned(segment_id: str, prompt_ids: list[int], target_ids: list[int]) -> Segment:
-    assert prompt_ids, f"{segment_id}: without a prompt nothing predicts the first token of the completion"
-    input_ids = np.array(prompt_ids + target_ids, dtype=np.int64)
-    labels = np.append(input_ids[1:], IGNORE_INDEX)
-    labels[: len(prompt_ids) - 1] = IGNORE_INDEX
-    return Segment(segment_id, input_ids, labels)
 
 
 def _jinja_text(text: str) -> str:

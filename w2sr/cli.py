@@ -27,6 +27,9 @@ EPILOG = """Verbs beside the Trainer's:
   puzzles KIND --out FILE   generated logic puzzles with worked solutions
   report RESULT ...         one table of result files; RGR and PGR where a ceiling is named
   traces STORE --out x.html verdicts, lengths and loops of stored traces; a page to browse them
+  corrupt STORE OUT         a trace store with systematic errors of a known kind and rate
+  decontaminate TRAIN --against FILE ...
+                            training problems that are in benchmarks, or like one there
 """
 
 
@@ -90,7 +93,7 @@ def register_strategies() -> None:
         StrategyRegistry.register("fsdp2", ModelParallelStrategy, description="FSDP2 over all devices")
 
 
-VERBS = ("ask", "audit", "puzzles", "report", "traces")
+VERBS = ("ask", "audit", "corrupt", "decontaminate", "puzzles", "report", "traces")
 """Each is a module of w2sr.verbs, imported when it is called: the command line starts faster without them."""
 
 

@@ -3,13 +3,14 @@
     <folder>/<key>/
       input_ids.npy        [all tokens] int32: the segments one after another
       offsets.npy          [n + 1] int64: where each begins, and where the last ends
-      prompt_lengths.npy   [n] int64: tokens before the first one that carries loss
+      loss.npy             [all tokens] bool: which of them carry loss
       header.json          sizes and checksums of the three, written last
     <folder>/<key>.lock    held by the process that looks or writes
 
 The key is a hash of everything that decides the tokens: the tokenizer with its code's version, the chat template and
-its options, the stop token, and each trace's name, problem, completion and end. So a changed template or a changed
-trace has another key and never meets an old cache. A cache is written beside its place and renamed into it.
+its options, the stop token, and each trace's name, problem, end, and what of its completion teaches. So a changed
+template, trace or variant of supervision has another key and never meets an old cache. A cache is written beside its
+place and renamed into it.
 """
 
 from __future__ import annotations
@@ -30,11 +31,12 @@ import tokenizers
 import transformers
 
 from w2sr.chat import Chat
+from w2sr.supervision import Supervision, labels_of, target_of
 from w2sr.types import IGNORE_INDEX, Segment, Trace
 
-FORMAT = "w2sr-tokens-1"
+FORMAT = "w2sr-tokens-2"
 HEADER = "header.json"
-ARRAYS = {"input_ids": np.int32, "offsets": np.int64, "prompt_lengths": np.int64}
+ARRAYS = {"input_ids": np.int32, "offsets": np.int64, "loss": np.bool_}
 CHUNK = 4096
 """Traces that are tokenised together: bounds the memory of token ids as Python integers."""
 
@@ -52,7 +54,7 @@ class TokenCache:
         self.folder = folder
         _check_files(folder)
         # as plain arrays over the mapped pages: a memmap object is several times slower to index
-        self.input_ids, self.offsets, self.prompt_lengths = (
+        self.input_ids, self.offsets, self.loss = (
             np.asarray(np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)) for name in ARRAYS
         )
 
@@ -60,7 +62,7 @@ class TokenCache:
         return TokenCache, (self.folder,)
 
     def __len__(self) -> int:
-        return len(self.prompt_lengths)
+        return len(self.offsets) - 1
 
 
 class MappedSegment(Segment):
@@ -82,32 +84,25 @@ class MappedSegment(Segment):
 
     @property
     def input_ids(self) -> np.ndarray:
-        start, stop = self._cache.offsets[self._at : self._at + 2]
-        return self._cache.input_ids[start:stop].astype(np.int64)
+        return self._cache.input_ids[self._tokens].astype(np.int64)
 
     @property
     def labels(self) -> np.ndarray:
-        return labels_of(self.input_ids, int(self._cache.prompt_lengths[self._at]))
+        return labels_of(self.input_ids, self._cache.loss[self._tokens])
 
     @property
     def num_loss_tokens(self) -> int:
-        return len(self) - int(self._cache.prompt_lengths[self._at])
+        return int(np.count_nonzero(self._cache.loss[self._tokens]))
+
+    @property
+    def _tokens(self) -> slice:
+        return slice(*self._cache.offsets[self._at : self._at + 2])
 
 
-def labels_of(input_ids: np.ndarray, prompt_length: int) -> np.ndarray:
-    """Labels [L] int64 of a segment: each token after the prompt, at the place before it; else IGNORE_INDEX.
-
-    Example:
-        >>> labels_of(np.array([7, 8, 9, 4]), prompt_length=2).tolist()
-        [-100, 9, 4, -100]
-    """
-    labels = np.full(len(input_ids), IGNORE_INDEX, dtype=np.int64)
-    labels[prompt_length - 1 : -1] = input_ids[prompt_length:]
-    return labels
-
-
-def cached_segments(chat: Chat, traces: Sequence[Trace], folder: Path) -> list[Segment]:
-    """What `chat.segments(traces)` gives, from the cache in `folder`, which is made where it is absent or damaged.
+def cached_segments(
+    chat: Chat, traces: Sequence[Trace], folder: Path, *, supervision: Supervision = "full"
+) -> list[Segment]:
+    """What `chat.segments` gives, from the cache in `folder`, which is made where it is absent or damaged.
 
     Processes that ask at the same time wait for the first one, then read what it wrote. A damaged cache is made again,
     with one line in the log.
@@ -118,13 +113,13 @@ def cached_segments(chat: Chat, traces: Sequence[Trace], folder: Path) -> list[S
     """
     if not traces:
         return []
-    key = cache_key(chat, traces)
+    key = cache_key(chat, traces, supervision)
     place = folder / key
     try:
         with _lock(folder, key):
             cache = _opened(place)
             if cache is None:
-                _write(place, chat, traces)
+                _write(place, chat, traces, supervision)
                 cache = TokenCache(place)
     except OSError as error:
         raise OSError(
@@ -135,11 +130,11 @@ def cached_segments(chat: Chat, traces: Sequence[Trace], folder: Path) -> list[S
     return [MappedSegment(cache, at, trace.trace_id) for at, trace in enumerate(traces)]
 
 
-def cache_key(chat: Chat, traces: Sequence[Trace]) -> str:
+def cache_key(chat: Chat, traces: Sequence[Trace], supervision: Supervision = "full") -> str:
     """32 hex digits that change with anything that could change a token of these traces.
 
     The template's own text counts beside `Chat.template_hash`, which sees it at work on one problem only, and so do the
-    merges of the tokenizer beside its vocabulary.
+    merges of the tokenizer beside its vocabulary. The spans that teach count themselves, not the rules that find them.
     """
     # first: it tokenises, which resets the padding and truncation that the tokenizer's file may have set
     seen = chat.template_hash
@@ -150,7 +145,9 @@ def cache_key(chat: Chat, traces: Sequence[Trace]) -> str:
     for text in (*versions, seen, *asked, tokenizer.backend_tokenizer.to_str()):
         _add(digest, text)
     for trace in traces:
-        for text in (trace.trace_id, trace.problem, trace.completion, str(trace.finish_reason != "length")):
+        target = target_of(trace, supervision)
+        teaches = f"{target.taught}, {target.silent}, {trace.finish_reason != 'length'}"
+        for text in (trace.trace_id, trace.problem, target.text, teaches):
             _add(digest, text)
     return digest.hexdigest()[:32]
 
@@ -204,13 +201,13 @@ def _sizes(file: Path) -> tuple[int, int]:
     return file.stat().st_size, crc
 
 
-def _write(place: Path, chat: Chat, traces: Sequence[Trace]) -> None:
+def _write(place: Path, chat: Chat, traces: Sequence[Trace], supervision: Supervision) -> None:
     """Tokenises into a folder beside `place` and renames that. What a killed process left there is removed."""
     aside = place.with_name(f".{place.name}.tmp")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir()
     try:
-        for name, array in _arrays(chat, traces).items():
+        for name, array in _arrays(chat, traces, supervision).items():
             np.save(aside / f"{name}.npy", array, allow_pickle=False)
         sizes = {name: _sizes(aside / f"{name}.npy") for name in ARRAYS}
         header = {name: {"num_bytes": num_bytes, "crc32": crc} for name, (num_bytes, crc) in sizes.items()}
@@ -222,18 +219,14 @@ def _write(place: Path, chat: Chat, traces: Sequence[Trace]) -> None:
         raise
 
 
-def _arrays(chat: Chat, traces: Sequence[Trace]) -> dict[str, np.ndarray]:
+def _arrays(chat: Chat, traces: Sequence[Trace], supervision: Supervision) -> dict[str, np.ndarray]:
     ids: list[np.ndarray] = [np.empty(0, dtype=np.int32)]
-    prompt_lengths: list[int] = []
+    loss: list[np.ndarray] = []
     for start in range(0, len(traces), CHUNK):
-        for segment in chat.segments(traces[start : start + CHUNK]):
-            prompt_lengths.append(len(segment) - segment.num_loss_tokens)
-            same = np.array_equal(labels_of(segment.input_ids, prompt_lengths[-1]), segment.labels)
-            assert same, f"{segment.segment_id}: labels do not follow from the prompt's length"
+        for segment in chat.segments(traces[start : start + CHUNK], supervision=supervision):
             ids.append(segment.input_ids.astype(np.int32))
-    arrays = {
-        "input_ids": np.concatenate(ids),
-        "offsets": np.cumsum([0, *map(len, ids[1:])]),
-        "prompt_lengths": np.array(prompt_lengths),
-    }
+            loss.append(np.append(False, segment.labels[:-1] != IGNORE_INDEX))
+            same = np.array_equal(labels_of(segment.input_ids, loss[-1]), segment.labels)
+            assert same, f"{segment.segment_id}: labels are not the tokens that follow"
+    arrays = {"input_ids": np.concatenate(ids), "offsets": np.cumsum([0, *map(len, ids[1:])]), "loss": np.hstack(loss)}
     return {name: array.astype(ARRAYS[name]) for name, array in arrays.items()}

@@ -70,7 +70,9 @@ class Trace:
 
     Where a foreign file does not say, a field keeps its default: "" for text, -1 for numbers, "unknown" for the finish
     reason. `verdict` is "" until the trace was verified. `sampling` is a JSON object as text
-    (temperature, top_p, max_new_tokens). `seconds` is the wall time of the generation.
+    (temperature, top_p, max_new_tokens). `seconds` is the wall time of the generation. `no_loss_spans` is JSON as text,
+    [[start, end], ...]: characters of the completion that teach nothing, such as the results of tools. `corruption` is
+    a JSON object as text: what was changed in the completion, and how (see `w2sr.corruption`); "" for nothing.
     """
 
     problem_id: str
@@ -93,6 +95,8 @@ class Trace:
     template_hash: str = ""
     engine: str = ""
     seconds: float = -1.0
+    no_loss_spans: str = ""
+    corruption: str = ""
 
     @property
     def trace_id(self) -> str:

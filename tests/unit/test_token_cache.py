@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -24,6 +24,7 @@ from w2sr.chat import Chat
 from w2sr.cli import main
 from w2sr.miniature.tokenizer import build_tokenizer
 from w2sr.packing import handle_overlong
+from w2sr.supervision import Supervision
 from w2sr.token_cache import cache_key, cached_segments
 from w2sr.types import Segment, Trace
 
@@ -70,9 +71,9 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     calls: list[int] = []
     real = Chat.segments
 
-    def segments(self: Chat, traces: list[Trace]) -> list[Segment]:
+    def segments(self: Chat, traces: list[Trace], **options: Any) -> list[Segment]:
         calls.append(len(traces))
-        return real(self, traces)
+        return real(self, traces, **options)
 
     monkeypatch.setattr(Chat, "segments", segments)
     return calls
@@ -98,6 +99,13 @@ def test_a_completion_without_any_loss_token_stays_without(tmp_path: Path, chat:
     cached = cached_segments(chat, traces, tmp_path)
     assert [segment.num_loss_tokens for segment in cached] == [0, 1]
     assert same(cached, chat.segments(traces))
+
+
+@pytest.mark.parametrize("supervision", get_args(Supervision))
+def test_every_variant_of_supervision_is_what_chat_gives(tmp_path: Path, chat: Chat, supervision: Supervision) -> None:
+    traces = [replace(trace, answer_rule="boxed", no_loss_spans="[[0, 8]]") for trace in TRACES]
+    cached = cached_segments(chat, traces, tmp_path, supervision=supervision)
+    assert same(cached, chat.segments(traces, supervision=supervision))
 
 
 def test_the_next_rooms_take_them_as_they_are(tmp_path: Path, chat: Chat) -> None:
@@ -159,10 +167,13 @@ def test_whatever_changes_the_tokens_changes_the_key(chat: Chat) -> None:
         "end": [make_trace(0, finish_reason="stop"), *TRACES[1:]],
         "problem": [make_trace(0, problem="How many apples?"), *TRACES[1:]],
         "name": [make_trace(0, sample_index=7), *TRACES[1:]],
+        "silent span": [make_trace(0, no_loss_spans="[[0, 3]]"), *TRACES[1:]],
         "fewer": TRACES[:-1],
         "order": TRACES[::-1],
     }
     keys |= {name: cache_key(chat, traces) for name, traces in moved.items()}
+    answered = [replace(trace, answer_rule="boxed") for trace in TRACES]
+    keys |= {variant: cache_key(chat, answered, variant) for variant in get_args(Supervision) if variant != "full"}
     # a letter that moves from problem to completion
     head = make_trace(1, problem="Mia", completion="has")
     keys["seam"] = cache_key(chat, [head])
@@ -230,11 +241,11 @@ sys.path.insert(0, "tests/unit")
 from test_token_cache import Chat, TRACES, build_tokenizer, cached_segments, same
 folder = Path(sys.argv[1])
 real = Chat.segments
-def slow(self, traces):
+def slow(self, traces, **options):
     with open(folder / "calls", "a") as file:
         file.write("x")
     time.sleep(0.5)
-    return real(self, traces)
+    return real(self, traces, **options)
 chat = Chat(build_tokenizer())
 Chat.segments = slow
 (folder / f"ready{sys.argv[2]}").touch()

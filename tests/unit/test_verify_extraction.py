@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
+from collections import Counter
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -168,10 +170,52 @@ def test_only_the_text_after_the_thinking_is_read(completion: str, opens: bool, 
 
 def test_the_first_rule_that_finds_something_wins_and_is_named() -> None:
     rules = parse_rules(["hash", "boxed", "last_number"])
-    assert extract(r"\boxed{5} 6", rules) == ("5", "boxed")
-    assert extract(r"#### 4 \boxed{5} 6", rules) == (r"4 \boxed{5} 6", "hash")
-    assert extract("6", rules) == ("6", "last_number")
-    assert extract("six", rules) == (None, "")
+    assert extract(r"\boxed{5} 6", rules) == ("5", "boxed", (0, 9))
+    assert extract(r"#### 4 \boxed{5} 6", rules) == (r"4 \boxed{5} 6", "hash", (0, 18))
+    assert extract("6", rules) == ("6", "last_number", (0, 1))
+    assert extract("six", rules) == (None, "", None)
+
+
+@pytest.mark.parametrize(
+    ("rule", "completion", "piece"),
+    [
+        ("boxed", r"so \boxed{41}, no: $\boxed{ 42 }$.", r"\boxed{ 42 }"),
+        ("boxed", r"\boxed{7 + \fbox{8}}", r"\boxed{7 + \fbox{8}}"),
+        ("boxed", r"$\boxed \frac{3}{4}$", r"\boxed \frac{3}{4}"),
+        ("boxed", r"\boxed 7.", r"\boxed 7"),
+        ("boxed", r"<think>\boxed{1}</think> so \boxed{2}", r"\boxed{2}"),
+        ("hash", "#### 3\nno\n####  5 \n####\n", "####  5"),
+        ("answer_tag", "<answer>3</answer> <Answer>\n 4 </Answer>.", "<Answer>\n 4 </Answer>"),
+        ("last_number", "13 eggs, so $1,026.50.", "$1,026.50"),
+        ("after:A:", "A: 3\n A:  $4.50.\nbye", "A:  $4.50"),
+        ("after:Answer:", "**Answer:** 26", "Answer:** 26"),
+        ("json:answer", '{"reasoning": "18", "answer": "18"}', '"answer": "18"'),
+        ("json:answer", "{'answer': '18'}", "'answer': '18'"),
+        ("json:answer", '{"answer": 1,234 }', '"answer": 1,234'),
+        ("json:answer", '{"answer": "18,\n}', '"answer": "18'),
+        ("json:answer", '{"answer": [1, 2]}', '"answer": [1, 2]'),
+    ],
+)
+def test_the_span_is_the_answer_with_its_wrapper(rule: str, completion: str, piece: str) -> None:
+    found = extract(completion, parse_rules([rule]))
+    assert found.span is not None and completion[slice(*found.span)] == piece
+
+
+def test_the_span_read_alone_gives_the_same_answer(shared_data: Path) -> None:
+    """Of every third real trace by every rule that finds an answer in it. JSON needs its braces again."""
+    names = ["boxed", "hash", "answer_tag", "last_number", "after:A:", "json:answer"]
+    found = Counter[str]()
+    for file in sorted((shared_data / "traces").glob("*.jsonl.gz")):
+        with gzip.open(file, "rt", encoding="utf-8") as lines:
+            completions = [json.loads(line)["response"] for line in lines][::3]
+        for name, completion in product(names, completions):
+            extraction = extract(completion, parse_rules([name]))
+            if extraction.span is not None:
+                piece = completion[slice(*extraction.span)]
+                alone = f"{{{piece}\n}}" if name == "json:answer" else piece
+                assert answer_by(name, alone) == extraction.answer, (name, piece)
+                found[name] += 1
+    assert min(found[name] for name in names if name != "hash") > 250, found
 
 
 def test_unknown_rules_are_refused_with_the_nearest_name() -> None:

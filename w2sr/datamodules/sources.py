@@ -6,16 +6,17 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast, get_args
 
 from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader
 
+from w2sr.corruption import Corruption, corrupt_traces
 from w2sr.locations import locate
 from w2sr.problems import read_choice_problems, read_problems
 from w2sr.rows import SUFFIXES, OnBadRow
 from w2sr.traces import is_store, read_traces
-from w2sr.types import DataFile, Problem, ProblemBatch, Trace
+from w2sr.types import DataFile, Kind, Problem, ProblemBatch, Tolerance, Trace
 from w2sr.verify import Verifier, extract, parse_rules, usable_references
 
 OnBadReference = Literal["error", "skip"]
@@ -123,11 +124,16 @@ def _verifier(file: DataFile, timeout_s: float) -> Verifier:
 
 
 def load_traces(
-    files: Sequence[DataFile], *, on_bad_row: OnBadRow, on_bad_reference: OnBadReference, timeout_s: float
+    files: Sequence[DataFile],
+    *,
+    corruption: Corruption | None = None,
+    on_bad_row: OnBadRow,
+    on_bad_reference: OnBadReference,
+    timeout_s: float,
 ) -> list[Trace]:
     """The traces of all files, each with a verdict: rows that bear none are verified by their file's rules.
 
-    Prints what was read and how it was judged.
+    Errors are put in before that, where `corruption` asks for some. Prints what was read and how it was judged.
     """
     traces: list[Trace] = []
     for file in files:
@@ -135,8 +141,10 @@ def load_traces(
             _data(file), _plain_columns(file), format=file.format, stop_text=file.stop_text, on_bad_row=on_bad_row
         )
         read = read[: file.limit]
-        with _verifier(file, timeout_s) as verifier:
-            judged, num_bad = verify_traces(read, verifier, on_bad_reference)
+        if corruption is not None:
+            read, report = corrupt_traces(read, corruption, file.rules)
+            rank_zero_info(f"{file.path}: {report}")
+        judged, num_bad = verify_by_rules(read, file, on_bad_reference, timeout_s)
         verdicts = ", ".join(f"{label} {count:,}" for label, count in Counter(t.verdict for t in judged).most_common())
         rank_zero_info(
             f"{file.path}: {len(read):,} traces read, {num_skipped:,} bad rows and {num_bad:,} bad references skipped; "
@@ -146,12 +154,31 @@ def load_traces(
     return traces
 
 
+def verify_by_rules(
+    traces: Sequence[Trace], file: DataFile, on_bad_reference: OnBadReference, timeout_s: float = 5.0
+) -> tuple[list[Trace], int]:
+    """Likewise as a file says; a corrupted trace is verified by the rule and grader that it bears already."""
+    groups: dict[tuple[tuple[str, ...], Kind], list[Trace]] = {}
+    for trace in traces:
+        own = bool(trace.corruption and trace.answer_rule)
+        kind = cast(Kind, trace.grader) if own and trace.grader in get_args(Kind) else file.kind
+        groups.setdefault(((trace.answer_rule,) if own else tuple(file.rules), kind), []).append(trace)
+    judged: dict[str, Trace] = {}
+    for (rules, kind), group in groups.items():
+        tolerance = file.tolerance if kind == file.kind else Tolerance()
+        with Verifier(rules, kind, timeout_s, tolerance=tolerance) as verifier:
+            done, _ = verify_traces(group, verifier, on_bad_reference)
+        judged |= {trace.trace_id: trace for trace in done}
+    kept = [judged[trace.trace_id] for trace in traces if trace.trace_id in judged]
+    return kept, len(traces) - len(kept)
+
+
 def verify_traces(
     traces: Sequence[Trace], verifier: Verifier, on_bad_reference: OnBadReference
 ) -> tuple[list[Trace], int]:
     """The traces with verdicts, and how many were left out because their reference answer cannot be used.
 
-    A verdict that a trace bears already is kept.
+    A verdict that a trace bears already is kept; where it does not say which rule found the answer, the verifier's do.
     """
     references = {
         trace.problem_id: Problem(trace.problem_id, trace.source, trace.problem, trace.reference_answer)
@@ -166,7 +193,7 @@ def verify_traces(
     judged: list[Trace] = []
     for trace in kept:
         if trace.verdict:
-            judged.append(trace)
+            judged.append(trace if trace.answer_rule else _with_rule(trace, verifier))
             continue
         verdict = next(verdicts)
         judged.append(
@@ -181,6 +208,12 @@ def verify_traces(
             )
         )
     return judged, len(traces) - len(kept)
+
+
+def _with_rule(trace: Trace, verifier: Verifier) -> Trace:
+    """The trace with the rule that finds its answer, and the answer where its file gave only a verdict."""
+    found = extract(trace.completion, verifier.rules)
+    return replace(trace, answer=found.answer if trace.answer is None else trace.answer, answer_rule=found.rule)
 
 
 def problem_loader(problems: Sequence[Problem], batch_size: int, rank: int, world_size: int) -> DataLoader[Any]:

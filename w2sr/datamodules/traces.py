@@ -1,4 +1,4 @@
-"""Teacher traces to fine-tune on: read, verify, select, tokenise, pack; and the problems that judge the student."""
+"""Teacher traces to fine-tune on: read, corrupt, verify, decontaminate, select, tokenise, pack; and problems."""
 
 from __future__ import annotations
 
@@ -14,11 +14,14 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from torch.utils.data import DataLoader
 
 from w2sr.chat import Chat
+from w2sr.corruption import Corruption
 from w2sr.datamodules.sources import OnBadReference, build_verifiers, load_problems, load_traces, problem_loader
 from w2sr.datamodules.steps import HeldOutSteps, StepDataset, StepLoader
+from w2sr.decontaminate import Decontamination, Overlap, decontaminate
 from w2sr.packing import Overlong, handle_overlong
 from w2sr.rows import OnBadRow
 from w2sr.selection import Gates, Selection, select
+from w2sr.supervision import Supervision, with_answer
 from w2sr.token_cache import cached_segments
 from w2sr.types import DataFile, Keep, Problem, Segment, Trace
 
@@ -42,6 +45,12 @@ class TraceDataModule(L.LightningDataModule):
         traces: trace stores or files of a teacher's outputs. Rows without a verdict are verified by the file's rules.
         keep: `P` right answers; `N` wrong answers; `N_paper` everything not right; `all`.
         gates: what else a trace must be (see `Gates`).
+        supervision: which tokens carry loss: `full` all of the completion; `process_only` all but the final answer;
+            `outcome_only` the final answer alone, after the reasoning; `outcome_hard` likewise, without the reasoning.
+            All but `full` leave out the traces that have no final answer. See `w2sr.supervision`.
+        corruption: errors that are put into traces before they are verified (see `Corruption`).
+        decontaminate: leaves out the traces of problems that are in `benchmarks` or `validation`, or like one there
+            (see `Overlap`; `{}` takes its defaults).
         benchmarks: name → file of test problems, for the final table.
         validation: name → file of validation problems, for Pass@1 while training.
         held_out_frac: share of problems whose traces are held out for the validation loss.
@@ -66,6 +75,9 @@ class TraceDataModule(L.LightningDataModule):
         traces: list[DataFile],
         keep: Keep = "P",
         gates: Gates = Gates(),
+        supervision: Supervision = "full",
+        corruption: Corruption | None = None,
+        decontaminate: Overlap | None = None,
         benchmarks: dict[str, DataFile] | None = None,
         validation: dict[str, DataFile] | None = None,
         held_out_frac: float = 0.0,
@@ -85,6 +97,7 @@ class TraceDataModule(L.LightningDataModule):
     ) -> None:
         super().__init__()
         self.traces, self.keep, self.gates = traces, keep, gates
+        self.supervision, self.corruption, self.overlap = supervision, corruption, decontaminate
         self.benchmarks, self.validation = benchmarks or {}, validation or {}
         self.held_out_frac = held_out_frac
         self.max_tokens, self.overlong, self.pad_rows = max_tokens, overlong, pad_rows
@@ -98,7 +111,9 @@ class TraceDataModule(L.LightningDataModule):
         self.selection: Selection | None = None
         self.train_segments: list[Segment] = []
         self.held_out_segments: list[Segment] = []
+        self.decontamination: Decontamination | None = None
         self._overlong_report = ""
+        self._num_without_answer = self._num_without_loss = 0
 
     def setup(self, stage: str) -> None:
         """Reads everything. Done once: Lightning calls it for every stage."""
@@ -108,16 +123,18 @@ class TraceDataModule(L.LightningDataModule):
         self.test_problems = self._problems(self.benchmarks)
         traces = load_traces(
             self.traces,
+            corruption=self.corruption,
             on_bad_row=self.on_bad_row,
             on_bad_reference=self.on_bad_reference,
             timeout_s=self.timeout_s,
         )
+        traces = self._answered(self._decontaminated(traces))
         chat: Chat = cast(Any, self._trainer.lightning_module).chat
         if self.gates.need_tokens:
             traces = with_token_counts(traces, chat)
         self.selection = select(traces, keep=self.keep, **asdict(self.gates))
         rank_zero_info(self.selection.format_table())
-        segments = cached_segments(chat, self.selection.traces, self._cache_folder())
+        segments = cached_segments(chat, self.selection.traces, self._cache_folder(), supervision=self.supervision)
         sides: dict[bool, list[Segment]] = {True: [], False: []}
         for trace, segment in zip(self.selection.traces, segments, strict=True):
             sides[self._is_held_out(trace)].append(segment)
@@ -125,6 +142,7 @@ class TraceDataModule(L.LightningDataModule):
         self.held_out_segments, _ = self._fitting(sides[True])
         if self._overlong_report:
             rank_zero_info(self._overlong_report)
+        rank_zero_info(self._supervision_report())
 
     def train_dataloader(self) -> DataLoader[Any]:
         # not in setup, which comes before the run directory is found to be free
@@ -184,9 +202,49 @@ class TraceDataModule(L.LightningDataModule):
         """Beside the run directory, so that the runs of a study share it, and a refused run leaves no trace in one."""
         return Path(self.cache_dir or Path(self._trainer.default_root_dir).absolute().parent / ".tokens")
 
+    def _decontaminated(self, traces: list[Trace]) -> list[Trace]:
+        if self.overlap is None:
+            return traces
+        if not (self.test_problems or self.validation_problems):
+            raise ValueError(
+                "data.decontaminate needs problems to compare with: name data.benchmarks, or set it to null."
+            )
+        others: dict[str, list[Problem]] = {}
+        for problem in (*self.test_problems, *self.validation_problems):
+            others.setdefault(problem.source, []).append(problem)
+        problems = {t.problem_id: Problem(t.problem_id, t.source, t.problem, t.reference_answer) for t in traces}
+        self.decontamination = decontaminate(list(problems.values()), others, self.overlap)
+        rank_zero_info(self.decontamination.format_table())
+        return [trace for trace in traces if trace.problem_id not in self.decontamination.removed_ids]
+
+    def _answered(self, traces: list[Trace]) -> list[Trace]:
+        """The traces of which the variant of supervision can be made."""
+        kept = traces if self.supervision == "full" else with_answer(traces)
+        self._num_without_answer = len(traces) - len(kept)
+        if not kept:
+            raise ValueError(
+                f"data.supervision={self.supervision}: none of {len(traces):,} traces is left. It needs a final answer "
+                "that the rules of data.traces find; data.decontaminate may have removed others."
+            )
+        return kept
+
+    def _supervision_report(self) -> str:
+        """The share of tokens that carry loss, and what was left out for the want of any."""
+        num_loss = sum(segment.num_loss_tokens for segment in self.train_segments)
+        num_tokens = sum(map(len, self.train_segments))
+        parts = [f"supervision={self.supervision}: {num_loss:,} of {num_tokens:,} tokens carry loss"]
+        parts[0] += f" ({100 * num_loss / num_tokens:.1f} %)" if num_tokens else ""
+        if self._num_without_answer:
+            parts.append(f"{self._num_without_answer:,} traces without a final answer are left out")
+        if self._num_without_loss:
+            parts.append(f"{self._num_without_loss:,} traces without a token that carries loss are left out")
+        return "; ".join(parts)
+
     def _fitting(self, segments: Sequence[Segment]) -> tuple[list[Segment], str]:
         kept, report = handle_overlong(segments, self.max_tokens, self.overlong)
-        return kept, str(report) if report.num_overlong else ""
+        teaching = [segment for segment in kept if segment.num_loss_tokens]
+        self._num_without_loss += len(kept) - len(teaching)
+        return teaching, str(report) if report.num_overlong else ""
 
     @rank_zero_only
     def _write_selection(self, folder: Path) -> None:
@@ -196,6 +254,11 @@ class TraceDataModule(L.LightningDataModule):
             "keep": self.keep,
             "gates": asdict(self.gates),
             "table": json.loads(self.selection.to_json()),
+            "supervision": self._supervision_report(),
+            "num_loss_tokens": sum(segment.num_loss_tokens for segment in self.train_segments),
+            "corruption": self.corruption and asdict(self.corruption),
+            "num_corrupted_traces": sum(bool(trace.corruption) for trace in self.selection.traces),
+            "decontamination": self.decontamination and json.loads(self.decontamination.to_json()),
             "overlong": self._overlong_report,
             "num_train_traces": len(self.train_segments),
             "num_held_out_traces": len(self.held_out_segments),

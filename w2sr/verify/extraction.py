@@ -1,8 +1,9 @@
-"""Extraction rules: completion → answer, each a named function `str -> str | None`.
+"""Extraction rules: completion → answer and where it stands, each a named function `str -> Found | None`.
 
 A config names the rules of a source in the order in which they are tried; the first that yields an answer wins and its
-name is recorded with the answer. Every rule takes time linear in the length of the completion, so a hostile completion
-of a megabyte costs milliseconds.
+name is recorded with the answer. The span of an answer takes its wrapper in (the box, `#### `, the tags, the marker,
+`"key": `): it is the piece of text that the rule would read again if it stood alone. Every rule takes time linear in
+the length of the completion, so a hostile completion of a megabyte costs milliseconds.
 
 Thinking. Where a completion contains `</think>`, only the text after the last one is read. A block that opens and never
 closes (`<think>` without a later `</think>`) was cut off: no rule yields an answer, because `last_number` would
@@ -17,7 +18,9 @@ import re
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-Rule = Callable[[str], str | None]
+Span = tuple[int, int]
+"""Characters of a text: the first, and the one after the last."""
+
 
 MAX_UNWRAP_CHARS = 10_000
 """Boxes within boxes are peeled up to this length; peeling is quadratic in the depth."""
@@ -39,11 +42,25 @@ _BRACKETED_LETTER = re.compile(r"\(([A-Z])\)")
 _YES_NO = re.compile(r"(yes|no|true|false)(?![A-Za-z-]| one(?![A-Za-z]))", re.IGNORECASE)
 
 
+class Found(NamedTuple):
+    """An answer, and the characters of the text that it stands in with its wrapper."""
+
+    answer: str
+    span: Span
+
+
+Rule = Callable[[str], Found | None]
+
+
 class Extraction(NamedTuple):
-    """An extracted answer and the name of the rule that found it; (None, "") where no rule did."""
+    """An extracted answer, the name of the rule that found it, and the characters of the completion that hold it.
+
+    (None, "", None) where no rule found any.
+    """
 
     answer: str | None
     rule: str
+    span: Span | None
 
 
 class NamedRule(NamedTuple):
@@ -53,35 +70,38 @@ class NamedRule(NamedTuple):
     find: Rule
 
 
-def boxed(text: str) -> str | None:
+def boxed(text: str) -> Found | None:
     r"""The content of the last outermost \boxed{...} or \fbox{...}, braces matched; also `\boxed 5`.
 
     Empty boxes do not count. A box that opens after the last complete one and never closes means that the completion
     was cut inside its answer: there is no answer then.
 
     >>> boxed(r"so \boxed{3}, no: $\boxed{\frac{1}{2}}$.")
-    '\\frac{1}{2}'
+    Found(answer='\\frac{1}{2}', span=(19, 38))
     """
-    opened: list[int | None] = []  # one entry an open brace: where the content of its box begins, None for other braces
-    last, position = (0, 0), 0
+    # one entry an open brace: where its box begins and where the content of that does, None for other braces
+    opened: list[Span | None] = []
+    last, where, position = (0, 0), (0, 0), 0
     while (token := _BOX_TOKEN.search(text, position)) is not None:
         position = token.end()
         symbol = token.group()
         if symbol == "{":
             opened.append(None)
         elif symbol == "}":
-            begin = opened.pop() if opened else None
-            if begin is not None and _end_of_space(text, begin) < token.start():
-                last = (begin, token.start())
+            box = opened.pop() if opened else None
+            if box is not None and _end_of_space(text, box[1]) < token.start():
+                last, where = (box[1], token.start()), (box[0], token.end())
         elif symbol in (r"\boxed", r"\fbox"):
             brace = _end_of_space(text, position)
             if brace < len(text) and text[brace] == "{":
-                opened.append(brace + 1)
+                opened.append((token.start(), brace + 1))
                 position = brace + 1
             elif (bare := _UNBRACED.match(text, position)) is not None:
                 last = bare.span(1)
-    cut = any(begin is not None and begin > last[1] for begin in opened)
-    return None if cut or last == (0, 0) else _peel(text[slice(*last)].strip())
+                where = token.start(), bare.start(1) + len(_unpunctuated(bare.group(1)))
+    if last == (0, 0) or any(box is not None and box[1] > last[1] for box in opened):
+        return None
+    return Found(_peel(text[slice(*last)].strip()), where)
 
 
 def _end_of_space(text: str, begin: int) -> int:
@@ -96,73 +116,86 @@ def _peel(answer: str) -> str:
         match := re.fullmatch(r"\\(?:boxed|fbox)\s*\{(.*)\}", answer, re.DOTALL)
     ):
         answer = match.group(1).strip()
+    return _unpunctuated(answer)
+
+
+def _unpunctuated(answer: str) -> str:
     return answer.rstrip(".,;") or answer
 
 
-def after_hashes(text: str) -> str | None:
+def after_hashes(text: str) -> Found | None:
     """The rest of the last non-empty line that follows `####`, as GSM8K writes it."""
-    lines = [line.strip() for line in _HASH_LINE.findall(text)]
-    return next((line for line in reversed(lines) if line), None)
+    found = None
+    for match in _HASH_LINE.finditer(text):
+        if line := match.group(1).strip():
+            found = Found(line, (match.start(), match.start(1) + len(match.group(1).rstrip())))
+    return found
 
 
-def answer_tag(text: str) -> str | None:
+def answer_tag(text: str) -> Found | None:
     """The content of the last `<answer>…</answer>`; None where a later `<answer>` was never closed."""
-    begin: int | None = None
-    found: str | None = None
+    opened: Span | None = None
+    found: Found | None = None
     for tag in _ANSWER_TAG.finditer(text):
         if not tag.group(1):
-            begin = tag.end()
-        elif begin is not None:
-            found, begin = text[begin : tag.start()].strip() or found, None
-    return None if begin is not None else found
+            opened = tag.span()
+        elif opened is not None:
+            if answer := text[opened[1] : tag.start()].strip():
+                found = Found(answer, (opened[0], tag.end()))
+            opened = None
+    return None if opened is not None else found
 
 
-def last_number(text: str) -> str | None:
+def last_number(text: str) -> Found | None:
     r"""The last number with its sign, thousands commas, decimals, percent sign or denominator.
 
     A minus counts as a sign only where no operand stands before it, and the period that ends a sentence is not read.
 
     >>> last_number("16 - 3 = 13, so she makes $1,026.50.")
-    '$1,026.50'
+    Found(answer='$1,026.50', span=(26, 35))
     """
     found = None
     for match in _NUMBER.finditer(text):
         found = match
-    return None if found is None else found.group().strip()
+    return None if found is None else Found(found.group().strip(), found.span())
 
 
-def choice_letter(text: str) -> str | None:
+def choice_letter(text: str) -> Found | None:
     """The letter that stands after the last "answer is" or "answer:"; where none does, the last "(X)" of that line.
 
-    >>> choice_letter("A is wrong. The answer is (B), not A."), choice_letter("Answer: **vitamin C (D)**")
+    >>> choice_letter("A is wrong. The answer is (B), not A.").answer, choice_letter("Answer: **vitamin C (D)**").answer
     ('B', 'D')
     """
-    line = _after_answer_is(text)
-    if line is None:
-        return None
+    line, span = _after_answer_is(text)
     if (letter := _CHOICE_LETTER.match(line)) is not None:
-        return letter.group(1)
+        return Found(letter.group(1), span)
     bracketed = _BRACKETED_LETTER.findall(line)
-    return bracketed[-1] if bracketed else None
+    return Found(bracketed[-1], span) if bracketed else None
 
 
-def yes_no(text: str) -> str | None:
+def yes_no(text: str) -> Found | None:
     """The word yes, no, true or false that stands after the last "answer is" or "answer:".
 
     >>> yes_no("No, wait. So the answer is **yes**.")
-    'yes'
+    Found(answer='yes', span=(17, 35))
     """
-    line = _after_answer_is(text)
-    word = None if line is None else _YES_NO.match(line)
-    return word.group(1) if word else None
+    line, span = _after_answer_is(text)
+    word = _YES_NO.match(line)
+    return Found(word.group(1), span) if word else None
 
 
-def _after_answer_is(text: str) -> str | None:
-    """What follows the last "answer is" or "answer:", up to the end of the line, its markup removed."""
-    end = -1
+def _after_answer_is(text: str) -> tuple[str, Span]:
+    """What follows the last "answer is" or "answer:", up to the end of the line, its markup removed ("" for none), and
+    the characters of phrase and line."""
+    span = None
     for match in _ANSWER_IS.finditer(text):
-        end = match.end()
-    return None if end < 0 else text[end:].lstrip().partition("\n")[0].replace("*", "").replace("$", "").lstrip()
+        span = match.span()
+    if span is None:
+        return "", (0, 0)
+    rest = text[span[1] :]
+    line = rest.lstrip().partition("\n")[0].rstrip()
+    end = span[1] + len(rest) - len(rest.lstrip()) + len(line)
+    return line.replace("*", "").replace("$", "").lstrip(), (span[0], end)
 
 
 def after_text(marker: str) -> Rule:
@@ -172,14 +205,17 @@ def after_text(marker: str) -> Rule:
     """
     pattern = re.compile((r"(?<!\w)" if marker[:1].isalnum() else "") + re.escape(marker))
 
-    def find(text: str) -> str | None:
-        end = -1
+    def find(text: str) -> Found | None:
+        last = None
         for match in pattern.finditer(text):
-            end = match.end()
-        if end < 0:
+            last = match
+        if last is None:
             return None
-        line = text[end:].lstrip().partition("\n")[0]
-        return line.strip(" \t\r*`").rstrip(".") or None
+        begin = _end_of_space(text, last.end())
+        line = text[begin:].partition("\n")[0]
+        bare = line.lstrip(" \t\r*`")
+        answer = bare.rstrip(" \t\r*`").rstrip(".")
+        return Found(answer, (last.start(), begin + len(line) - len(bare) + len(answer))) if answer else None
 
     return find
 
@@ -188,7 +224,11 @@ def json_value(key: str) -> Rule:
     """The value of the last `"key":` in JSON that need not be well formed: see w2sr.verify.loose_json."""
     from w2sr.verify.loose_json import last_value
 
-    return lambda text: last_value(text, key)
+    def find(text: str) -> Found | None:
+        value = last_value(text, key)
+        return None if value is None else Found(*value)
+
+    return find
 
 
 _RULES: dict[str, Rule] = {
@@ -249,13 +289,14 @@ def extract(completion: str, rules: Sequence[NamedRule], *, prompt_opens_think: 
     r"""The answer of the first rule that finds one.
 
     >>> extract(r"6 sheep. \boxed{6}", parse_rules(["hash", "boxed"]))
-    Extraction(answer='6', rule='boxed')
+    Extraction(answer='6', rule='boxed', span=(9, 18))
     """
     text = visible_part(completion, prompt_opens_think=prompt_opens_think)
     if text is None:
-        return Extraction(None, "")
+        return Extraction(None, "", None)
+    before = len(completion) - len(text)
     for rule in rules:
-        answer = rule.find(text)
-        if answer is not None and answer.strip():
-            return Extraction(answer.strip(), rule.name)
-    return Extraction(None, "")
+        found = rule.find(text)
+        if found is not None and found.answer.strip():
+            return Extraction(found.answer.strip(), rule.name, (before + found.span[0], before + found.span[1]))
+    return Extraction(None, "", None)

@@ -27,46 +27,56 @@ _ESCAPE = re.compile(rf'\\(?:({_LATEX_NAMES})|u([0-9a-fA-F]{{4}})|(["\\/bfnrt]))
 _ESCAPED = {'"': '"', "\\": "\\", "/": "/", "b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t"}
 
 
-def last_value(text: str, key: str) -> str | None:
-    """The value of the last `"key":` as text; None where the key is missing, null, an object, or was cut off.
+Value = tuple[str, tuple[int, int]]
+"""The text of a value, and the characters from its key to its end."""
+
+
+def last_value(text: str, key: str) -> Value | None:
+    """The value of the last `"key":` and where it stands; None where the key is missing, null, an object, or cut off.
 
     >>> last_value('``` json {"answer": "$1,200"}```', "answer")
-    '$1,200'
+    ('$1,200', (10, 28))
     """
-    end = -1
+    last = None
     for match in re.finditer(rf"([\"']){re.escape(key)}\1\s*:\s*", text):
-        end = match.end()
-    if end < 0 or end == len(text):
+        last = match
+    if last is None or (begin := last.end()) == len(text):
         return None
-    if text[end] == '"':
-        return _quoted(text, end)
-    if text[end] == "'":
-        single = _SINGLE_QUOTED.match(text, end)
-        return None if single is None else _unescape(single.group(1))
-    return _unquoted(text, end)
+    if text[begin] == '"':
+        found = _quoted(text, begin)
+    elif text[begin] == "'":
+        single = _SINGLE_QUOTED.match(text, begin)
+        found = None if single is None else (_unescape(single.group(1)), single.end())
+    else:
+        found = _unquoted(text, begin)
+    return None if found is None else (found[0], (last.start(), found[1]))
 
 
-def _quoted(text: str, begin: int) -> str | None:
+def _quoted(text: str, begin: int) -> tuple[str, int] | None:
+    """The value and where it ends; likewise below."""
     for pattern in (_ALLOWED_END, _LINE_END, _LATER_LINE):
         match = pattern.match(text, begin)
         if match is not None:
-            return _unescape(match.group(1)).strip() or None
+            value = _unescape(match.group(1)).strip()
+            return (value, match.end()) if value else None
     line, newline, _ = text[begin + 1 :].partition("\n")
-    return _unescape(line.strip().rstrip(",")) or None if newline else None
+    bare = line.rstrip().rstrip(",")
+    value = _unescape(bare.lstrip())
+    return (value, begin + 1 + len(bare)) if newline and value else None
 
 
-def _unquoted(text: str, begin: int) -> str | None:
+def _unquoted(text: str, begin: int) -> tuple[str, int] | None:
     if text[begin] == "{":
         return None
     if text[begin] == "[":
         bracketed = _LIST.match(text, begin)
-        return None if bracketed is None else bracketed.group()
+        return None if bracketed is None else (bracketed.group(), bracketed.end())
     match = _BARE.match(text, begin)
     assert match is not None  # the pattern matches the empty text
     if match.end() == len(text):
         return None  # a number without an end may lack its last digits
     value = match.group().strip()
-    return None if value in ("", "null", "None") else value
+    return None if value in ("", "null", "None") else (value, begin + len(match.group().rstrip()))
 
 
 def _unescape(raw: str) -> str:
