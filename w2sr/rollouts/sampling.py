@@ -24,6 +24,15 @@ def noise_key(seed: int, problem_id: str, sample_index: int, policy_version: int
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
 
 
+def request_seed(seed: int, problem_id: str, sample_index: int, policy_version: int = 0) -> int:
+    """The seed of one request to an engine that has noise of its own: 31 bits of `noise_key`, which every server reads.
+
+    >>> request_seed(0, "gsm8k/1", 2) == noise_key(0, "gsm8k/1", 2) >> 33
+    True
+    """
+    return noise_key(seed, problem_id, sample_index, policy_version) >> 33
+
+
 def uniforms(keys_B: np.ndarray, positions_B: np.ndarray) -> np.ndarray:
     """Uniform numbers in [0, 1), float64 [B]: SplitMix64 (Steele et al., 2014) of each key at each position.
 
