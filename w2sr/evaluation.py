@@ -6,8 +6,8 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 
 from w2sr.chat import Chat
-from w2sr.rollouts import Generator
-from w2sr.types import Completion, EvalRecord, Problem, SampleRequest, Sampling, Verdict
+from w2sr.rollouts import Generator, sample_requests
+from w2sr.types import Completion, EvalRecord, Problem, Sampling, Verdict
 from w2sr.verify import Verifier
 
 VERIFY_CHUNK = 64
@@ -38,11 +38,7 @@ def evaluate(
     by_id = {problem.problem_id: problem for problem in problems}
     if missing := {problem.source for problem in problems} - set(verifiers):
         raise ValueError(f"no verifier for source {sorted(missing)}; there are verifiers for {sorted(verifiers)}.")
-    requests = [
-        SampleRequest(problem.problem_id, index, tuple(chat.prompt_ids(problem.problem)))
-        for problem in problems
-        for index in range(num_samples)
-    ]
+    requests = [request for problem in problems for request in sample_requests(problem, chat, num_samples)]
     waiting: list[Completion] = []
     for completion in generator.stream(requests, sampling):
         waiting.append(completion)

@@ -238,12 +238,17 @@ class SampleRequest:
 
     `num_done`: so many tokens at the end of the prompt belong to the completion already. It goes on behind them, with
     the noise of its positions, and they count towards the token limit; what is returned begins after them.
+
+    `prompt` is the same prompt as text, and `messages` its turns as (role, content): for servers that take no token
+    ids. `rollouts.sample_requests` fills all of them; engines that take token ids read only those.
     """
 
     problem_id: str
     sample_index: int
     prompt_ids: tuple[int, ...]
     num_done: int = 0
+    prompt: str = ""
+    messages: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,6 +256,9 @@ class Completion:
     """What a generator returns for one request: token ids up to and including the stop token, and their text.
 
     `no_loss_spans`: (start, end) characters of the text that the model did not write, such as the results of tools.
+
+    `retokenized` is True where the model's own token ids are not known: `token_ids` are then what our tokenizer makes
+    of the text, good for counting, and not what was sampled.
     """
 
     problem_id: str
@@ -259,6 +267,7 @@ class Completion:
     text: str
     finish_reason: FinishReason
     no_loss_spans: tuple[tuple[int, int], ...] = ()
+    retokenized: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from w2sr.attention import Decode, Engine, Prefill, SlotCache, packed_layout
 from w2sr.chat import Chat
 from w2sr.packing import boundaries
 from w2sr.policy import DTypeName, Policy, load_policy
-from w2sr.rollouts.protocol import Generator, RolloutEngine
+from w2sr.rollouts.protocol import Generator, RolloutEngine, check_positions
 from w2sr.rollouts.sampling import choose_tokens, noise_key, uniforms
 from w2sr.rollouts.stop_text import StopText
 from w2sr.types import Completion, FinishReason, PackedBatch, SampleRequest, Sampling
@@ -93,7 +93,7 @@ class EmbeddedGenerator:
         if not requests:
             return
         longest = max(len(request.prompt_ids) - request.num_done for request in requests) + sampling.max_new_tokens
-        self._check_length(longest, requests, sampling)
+        check_positions(requests, sampling, getattr(self.policy.lm.config, "max_position_embeddings", None))
         was_training = self.policy.training
         self.policy.eval()
         try:
@@ -123,16 +123,6 @@ class EmbeddedGenerator:
                 break
             taken.append(waiting.popleft())
         return taken
-
-    def _check_length(self, longest: int, requests: Sequence[SampleRequest], sampling: Sampling) -> None:
-        limit = getattr(self.policy.lm.config, "max_position_embeddings", None)
-        if limit is not None and longest > limit:
-            worst = max(requests, key=lambda request: len(request.prompt_ids))
-            raise ValueError(
-                f"problem '{worst.problem_id}' has a prompt of {len(worst.prompt_ids):,} tokens; with "
-                f"max_new_tokens={sampling.max_new_tokens:,} it needs {longest:,} positions; the model has {limit:,}. "
-                "Lower max_new_tokens, or leave the problem out."
-            )
 
 
 class _Slots:

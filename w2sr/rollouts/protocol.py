@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 
 from w2sr.chat import Chat
-from w2sr.types import Completion, SampleRequest, Sampling
+from w2sr.types import Completion, Problem, SampleRequest, Sampling
 
 
 class Generator(Protocol):
@@ -33,3 +33,27 @@ class RolloutEngine(ABC):
             chat: gives the stop tokens and decodes what the model wrote.
             device: where an engine in this process puts its weights; engines elsewhere have their own settings.
         """
+
+
+def sample_requests(problem: Problem, chat: Chat, num_samples: int = 1) -> list[SampleRequest]:
+    """What an engine is asked for `num_samples` completions of one problem: the prompt as ids, as text and as turns."""
+    system = (("system", chat.system),) if chat.system else ()
+    messages = (*system, ("user", problem.problem + chat.instruction))
+    prompt_ids, prompt = tuple(chat.prompt_ids(problem.problem)), chat.render_prompt(problem.problem)
+    return [
+        SampleRequest(problem.problem_id, index, prompt_ids, prompt=prompt, messages=messages)
+        for index in range(num_samples)
+    ]
+
+
+def check_positions(requests: Sequence[SampleRequest], sampling: Sampling, limit: int | None) -> None:
+    """Raises a ValueError where the longest prompt and its completion exceed the positions that the model has."""
+    worst = max(requests, key=lambda request: len(request.prompt_ids) - request.num_done)
+    num_prompt_tokens = len(worst.prompt_ids) - worst.num_done
+    longest = num_prompt_tokens + sampling.max_new_tokens
+    if limit is not None and longest > limit:
+        raise ValueError(
+            f"problem '{worst.problem_id}' has a prompt of {num_prompt_tokens:,} tokens; with "
+            f"max_new_tokens={sampling.max_new_tokens:,} it needs {longest:,} positions; the model has {limit:,}. "
+            "Lower max_new_tokens, or leave the problem out."
+        )

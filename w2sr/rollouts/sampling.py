@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from w2sr.types import SampleRequest, Sampling
+
 _GOLDEN, _MIX_1, _MIX_2 = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 
 
@@ -22,6 +24,20 @@ def noise_key(seed: int, problem_id: str, sample_index: int, policy_version: int
     """A 64-bit key of one sample's noise."""
     text = f"{seed}|{sample_index}|{policy_version}|{problem_id}"
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
+
+
+def request_seed(sampling: Sampling, request: SampleRequest, policy_version: int = 0) -> int:
+    """The seed of one request to an engine that has noise of its own: 31 bits of `noise_key`, which every server reads.
+
+    Such an engine begins its noise anew with every request, so one that goes on behind a part of a completion has
+    another seed: the part's noise must not come again.
+
+    >>> request = SampleRequest("gsm8k/1", 2, (5,))
+    >>> request_seed(Sampling(seed=4), request) == noise_key(4, "gsm8k/1", 2) >> 33
+    True
+    """
+    name = f"{request.problem_id}+{request.num_done}" if request.num_done else request.problem_id
+    return noise_key(sampling.seed, name, request.sample_index, policy_version) >> 33
 
 
 def uniforms(keys_B: np.ndarray, positions_B: np.ndarray) -> np.ndarray:

@@ -1,0 +1,103 @@
+"""A server with OpenAI's interface that behaves as badly as it is told to. Its completions echo the prompt."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+Reply = tuple[int, dict[str, str], str]
+"""Status, headers, body."""
+Behaviour = Callable[[int, dict[str, Any]], Reply | None]
+"""(number of this request, its body) → a reply of its own, or None for the good one."""
+
+
+class FakeServer(ThreadingHTTPServer):
+    """What it was asked, and how many requests it had open at once."""
+
+    daemon_threads = True
+    allow_reuse_address = True
+
+    def __init__(self, behaviour: Behaviour, port: int = 0) -> None:
+        super().__init__(("127.0.0.1", port), _Handler)
+        self.behaviour = behaviour
+        self.lock = threading.Lock()
+        self.asked: list[dict[str, Any]] = []
+        self.asked_at: list[float] = []
+        self.headers_seen: list[dict[str, str]] = []
+        self.num_open = self.most_open = 0
+        self.models: list[dict[str, Any]] = [{"id": "fake/model", "max_model_len": 300}]
+        self.tokenize: Callable[[str], list[int]] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}/v1"
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: FakeServer
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        self._send(200, {}, json.dumps({"data": self.server.models}))
+
+    def do_POST(self) -> None:
+        server = self.server
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if self.path == "/tokenize":
+            assert server.tokenize is not None
+            self._send(200, {}, json.dumps({"tokens": server.tokenize(body["prompt"])}))
+            return
+        with server.lock:
+            number = len(server.asked)
+            server.asked.append({"path": self.path, **body})
+            server.asked_at.append(time.monotonic())
+            server.headers_seen.append({name.lower(): value for name, value in self.headers.items()})
+            server.num_open += 1
+            server.most_open = max(server.most_open, server.num_open)
+        status, headers, text = server.behaviour(number, body) or good_reply(body)
+        with server.lock:
+            server.num_open -= 1
+        self._send(status, headers, text)
+
+    def _send(self, status: int, headers: dict[str, str], text: str) -> None:
+        data = text.encode()
+        self.send_response(status)
+        self.send_header("Content-Type", headers.pop("Content-Type", "application/json"))
+        self.send_header("Content-Length", headers.pop("Content-Length", str(len(data))))
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(data)
+
+
+def good_reply(body: dict[str, Any]) -> Reply:
+    """The completion of `tokens` is the prompt's own ids and the first stop token; of text, the prompt in capitals."""
+    choice: dict[str, Any] = {"index": 0, "finish_reason": "stop"}
+    if "messages" in body:
+        choice["message"] = {"role": "assistant", "content": body["messages"][-1]["content"]}
+    elif isinstance(body["prompt"], str):
+        choice["text"] = "12 + 30 = 42"
+    else:
+        ids = [*body["prompt"], body["stop_token_ids"][0]]
+        choice |= {"text": "", "token_ids": ids, "prompt_token_ids": body["prompt"]}
+    return 200, {}, json.dumps({"choices": [choice]})
+
+
+@contextmanager
+def fake_server(behaviour: Behaviour = lambda number, body: None, port: int = 0) -> Iterator[FakeServer]:
+    server = FakeServer(behaviour, port)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()

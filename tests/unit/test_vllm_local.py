@@ -1,0 +1,127 @@
+"""The engine in process against a stand-in for vLLM, and engines as a configuration names them.
+
+What a real vLLM does with it is in tests/real_vllm.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import yaml
+from jsonargparse import ArgumentParser
+from lightning import LightningModule
+
+from w2sr.chat import Chat
+from w2sr.miniature.tokenizer import build_tokenizer
+from w2sr.rollouts import VLLM, Embedded, OpenAIServer, RolloutEngine
+from w2sr.rollouts.vllm_local import VLLMGenerator, rank_gpus
+from w2sr.types import SampleRequest, Sampling
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+CHAT = Chat(build_tokenizer())
+
+
+@pytest.mark.parametrize(
+    ("visible", "index", "size", "num_gpus", "own"),
+    [(None, 0, 1, 4, "0"), (None, 3, 1, 4, "3"), (None, 1, 2, 4, "2,3"), ("4,5,6,7", 1, 2, 4, "6,7")],
+)
+def test_each_rank_has_its_own_gpus(visible: str | None, index: int, size: int, num_gpus: int, own: str) -> None:
+    assert rank_gpus(visible, index, size, num_gpus) == own
+
+
+def test_more_ranks_than_gpus_are_refused() -> None:
+    with pytest.raises(
+        ValueError, match=r"GPU 2 needs 2 GPUs .* from number 4 on; this node has 4. Set trainer.devices=2"
+    ):
+        rank_gpus(None, 2, 2, 4)
+
+
+def test_engine_args_are_handed_on_and_may_not_say_a_thing_twice() -> None:
+    arguments = VLLM(max_model_len=99, engine_args={"max_num_seqs": 3})._arguments()
+    assert arguments["max_num_seqs"] == 3 and arguments["max_model_len"] == 99
+    assert arguments["load_format"] == "safetensors"
+    with pytest.raises(ValueError, match="engine_args sets dtype, which"):
+        VLLM(engine_args={"dtype": "float16"})._arguments()
+
+
+class StandIn:
+    """An engine of vLLM that ends every request in its first step with this reason, and remembers what is open."""
+
+    def __init__(self, reason: str) -> None:
+        self.reason, self.open = reason, {}
+
+    def add_request(self, name: str, prompt: Any, params: Any) -> None:
+        self.open[name] = prompt
+
+    def step(self) -> list[Any]:
+        name = next(iter(self.open))
+        output = SimpleNamespace(finish_reason=self.reason, token_ids=[5, 7])
+        self.open.pop(name)
+        return [SimpleNamespace(finished=True, request_id=name, outputs=[output])]
+
+    def abort_request(self, names: list[str]) -> None:
+        for name in names:
+            self.open.pop(name)
+
+
+def stand_in(reason: str, monkeypatch: pytest.MonkeyPatch) -> tuple[StandIn, VLLMGenerator]:
+    engine = StandIn(reason)
+    llm = SimpleNamespace(
+        llm_engine=engine,
+        renderer=SimpleNamespace(render_cmpl=lambda prompts: prompts),
+        model_config=SimpleNamespace(max_model_len=64),
+    )
+    monkeypatch.setattr(VLLMGenerator, "_params", lambda *_: None)
+    return engine, VLLMGenerator(llm, CHAT)
+
+
+def test_walking_away_aborts_what_is_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, generator = stand_in("length", monkeypatch)
+    stream = generator.stream([SampleRequest(str(n), 0, (1, n)) for n in range(5)], Sampling(max_new_tokens=9))
+    assert next(stream).problem_id == "0" and len(engine.open) == 4
+    stream.close()  # type: ignore[attr-defined]
+    assert not engine.open
+
+
+def test_a_completion_that_vllm_broke_off_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, generator = stand_in("abort", monkeypatch)
+    with pytest.raises(RuntimeError, match="sample 2 of problem 'a' with 'abort' after 2 tokens"):
+        list(generator.stream([SampleRequest("a", 2, (1,))], Sampling(max_new_tokens=9)))
+
+
+class Writes(LightningModule):
+    """A module with an engine, as every module that writes traces has one."""
+
+    def __init__(self, engine: RolloutEngine = Embedded(num_slots=7)) -> None:  # noqa: B008
+        super().__init__()
+        self.engine = engine
+
+
+@pytest.mark.parametrize(("overlay", "kind"), [("vllm", VLLM), ("server", OpenAIServer)])
+@pytest.mark.parametrize("base", [None, {"class_path": "w2sr.rollouts.Embedded", "init_args": {"num_slots": 3}}])
+def test_engine_overlays_fit_over_any_module_that_has_an_engine(
+    overlay: str, kind: type[RolloutEngine], base: dict[str, Any] | None, tmp_path: Path
+) -> None:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--config", action="config")
+    parser.add_subclass_arguments(LightningModule, "model")
+    module: dict[str, Any] = {"class_path": f"{__name__}.Writes"}
+    if base:
+        module["init_args"] = {"engine": base}
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump({"model": module}))
+    file = CONFIGS / "engine" / f"{overlay}.yaml"
+    parsed = parser.parse_args([f"--config={tmp_path / 'base.yaml'}", f"--config={file}"])
+    engine = parser.instantiate_classes(parsed).model.engine
+    assert type(engine) is kind
+    settings = yaml.safe_load(file.read_text())["model"]["init_args"]["engine"]["init_args"]
+    assert {name: getattr(engine, name) for name in settings} == settings
+    again = parser.parse_args([f"--config={tmp_path / 'base.yaml'}", f"--config={file}", *extra(overlay)])
+    assert parser.instantiate_classes(again).model.engine != engine
+
+
+def extra(overlay: str) -> list[str]:
+    key = "tensor_parallel_size=2" if overlay == "vllm" else "api=chat"
+    return [f"--model.init_args.engine.init_args.{key}"]
