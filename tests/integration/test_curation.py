@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -61,7 +62,7 @@ def test_likelihood_is_scored_once_and_selects(
     main(command.split())
     printed = capsys.readouterr().out
     assert f"likelihood by {tiny_world.student}: 20 computed, 0 there already" in printed
-    assert printed.splitlines()[-1].split()[:2] == ["likelihood", "20"]
+    assert printed.splitlines()[-1].split()[:4] == ["likelihood", "by", str(tiny_world.student), "20"]
     main(command.split())
     assert "0 computed, 20 there already" in capsys.readouterr().out
     main(["fit", "--config", config])
@@ -70,6 +71,26 @@ def test_likelihood_is_scored_once_and_selects(
     # another student's likelihoods are not this one's
     other = str(fit_config(tmp_path / "other", **changes, model__student=str(tiny_world.teacher)))
     assert "20 of 20 traces have no likelihood" in refused(capsys, "fit", "--config", other)
+
+
+def test_the_command_that_is_named_scores_for_the_template_and_stop_token_of_the_run(
+    store: Path, tmp_path: Path, fit_config: FitConfig, tiny_world: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = fit_config(
+        tmp_path / "run",
+        data__traces=[{"path": str(store)}],
+        data__gates={"top_frac": {"likelihood": 0.4}},
+        model__template="simple",
+        model__stop_token="<|im_start|>",
+        trainer__max_steps=1,
+    )
+    main(["score", str(store), "--scores", "likelihood", "--student", str(tiny_world.student)])
+    letter = refused(capsys, "fit", "--config", str(config))
+    command = letter.split("python lightning_cli.py ")[1].strip().rstrip(".")
+    assert command.endswith("--template 'simple' --stop_token '<|im_start|>'")
+    main(shlex.split(command))
+    main(["fit", "--config", str(config)])
+    assert selection_of(tmp_path / "run")["num_train_traces"] == 6  # 0.4 of 15
 
 
 def test_structure_and_difficulty_are_scored_and_summed_up(store: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -189,12 +189,14 @@ class TraceDataModule(L.LightningDataModule):
         if not self.gates.need_scores:
             return {}
         module = cast(Any, self._trainer.lightning_module)
+        options = [("template", module.template), ("stop_token", module.stop_token)]
+        said = "".join(f" --{name} '{value}'" for name, value in options if value not in (None, "auto", "model"))
         stores = [path for file in self.traces if is_store(path := locate(file.path))]
         table, lines = scores_for(
             traces,
             stores,
             self.gates.need_scores,
-            student=module.student,
+            student=module.student + said,
             hash_of=lambda: student_hash(locate_model(module.student), module.chat),
         )
         for line in lines:

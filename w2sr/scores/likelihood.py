@@ -31,10 +31,12 @@ class Student:
     dtype: DTypeName
 
 
-def load_student(name: str, *, template: Template = "auto", dtype: DTypeName = "float32") -> Student:
-    """Loads a student onto the best device that there is."""
+def load_student(
+    name: str, *, template: Template = "auto", stop_token: str | None = None, dtype: DTypeName = "float32"
+) -> Student:
+    """Loads a student onto the GPU where there is one."""
     place = str(locate_model(name))
-    policy, chat = load_policy(place, dtype=dtype), Chat.load(place, template=template)
+    policy, chat = load_policy(place, dtype=dtype), Chat.load(place, template=template, stop_token=stop_token)
     chat.check_vocabulary(policy.vocab_size)
     policy.to("cuda" if torch.cuda.is_available() else "cpu").eval()
     return Student(name, policy, chat, student_hash(place, chat), dtype)

@@ -38,6 +38,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--scores", default="structure,difficulty", help=f"comma-separated: {', '.join(COLUMNS)}")
     parser.add_argument("--student", action="extend", nargs="+", default=[], help="who judges the likelihood")
     parser.add_argument("--template", choices=get_args(Template), default="auto", help="the students' chat template")
+    parser.add_argument("--stop_token", help="the students' stop token, where it is not the template's")
     parser.add_argument("--dtype", choices=get_args(DTypeName), default="float32")
     parser.add_argument("--max_tokens", type=int, default=8192, help="tokens of a packed row")
     args = parser.parse_args(argv)
@@ -45,7 +46,7 @@ def main(argv: Sequence[str]) -> None:
     names = _checked(args.scores, args.student)
     store = locate(args.store)
     traces = read_store(store)
-    lines = []
+    lines: list[list[str]] = []
     for label, score in _scores(names, traces, args):
         done = before = -1
         for done, total in compute_missing(store, score, traces):
@@ -54,9 +55,13 @@ def main(argv: Sequence[str]) -> None:
                 print(f"{label}: {done:,} of {total:,}", flush=True)
         print(f"{label}: {done - before:,} computed, {before:,} there already", flush=True)
         values = stored_values(store, score, traces)
-        lines += [_summary(column, [one[column] for one in values.values()]) for column in score.columns]
+        for column in score.columns:
+            name = label if label.startswith(f"{column} by") else column
+            lines.append([name, *_summary([one[column] for one in values.values()])])
     print()
-    print("\n".join([_line("score", "traces", *(f"{100 * q:.0f} %" for q in QUANTILES)), *lines]))
+    width = max(len(name) for name, *_ in lines)
+    for name, *cells in [["score", "traces", *(f"{100 * q:.0f} %" for q in QUANTILES)], *lines]:
+        print("  ".join([name.ljust(width), *(f"{cell:>8}" for cell in cells)]))
 
 
 def _checked(scores: str, students: Sequence[str]) -> list[str]:
@@ -81,15 +86,14 @@ def _scores(names: Sequence[str], traces: Sequence[Trace], args: argparse.Namesp
             yield name, difficulty_score(traces)
         else:
             for student_name in dict.fromkeys(args.student):
-                student = load_student(student_name, template=args.template, dtype=args.dtype)
+                student = load_student(
+                    student_name, template=args.template, stop_token=args.stop_token, dtype=args.dtype
+                )
                 yield f"likelihood by {student_name}", likelihood_score(student, args.max_tokens)
 
 
-def _summary(column: str, values: Sequence[float]) -> str:
+def _summary(values: Sequence[float]) -> list[str]:
+    """How many values there are, and their quantiles."""
     known = np.array([value for value in values if not np.isnan(value)])
     quantiles = np.quantile(known, QUANTILES) if len(known) else [float("nan")] * len(QUANTILES)
-    return _line(column, f"{len(known):,}", *(f"{value:.3f}" for value in quantiles))
-
-
-def _line(name: str, *cells: str) -> str:
-    return "  ".join([f"{name:<18}", *(f"{cell:>8}" for cell in cells)])
+    return [f"{len(known):,}", *(f"{value:.3f}" for value in quantiles)]
