@@ -90,12 +90,13 @@ def test_answers_are_one_class_by_the_verifiers_equality_closed_transitively() -
     assert groups == {frozenset(spellings[:4]), frozenset(spellings[4:6]), frozenset({"3"})}
 
 
-def test_classes_equal_the_connected_components_of_the_pairs() -> None:
-    """Against a slow closure, with an equality that is neither symmetric nor transitive: b follows a by one."""
+@pytest.mark.parametrize("step", [1, -1])
+def test_classes_equal_the_connected_components_of_the_pairs(step: int) -> None:
+    """Against a slow closure, with an equality that is neither symmetric nor transitive: b follows a by one step."""
 
     class Following:
         def equal_all(self, pairs: Any) -> list[bool]:
-            return [int(other) - int(one) == 1 for one, other in pairs]
+            return [int(other) - int(one) == step for one, other in pairs]
 
     numbers = ["1", "2", "3", "10", "11", "20"]
     classes = answer_classes({"p": numbers}, Following())["p"]  # type: ignore[arg-type]
