@@ -190,6 +190,8 @@ def test_answers_are_compared_as_the_key_says() -> None:
     traces = [trace(1, "a", "1/2"), trace(1, "b", "0.5"), trace(1, "c", "x"), trace(1, "d", "1/2")]
     assert names(chosen(traces, ensemble="vote", min_share=0.7)) == ["p01a", "p01b", "p01d"]
     assert names(chosen(traces, ensemble="vote", answer_kind="exact")) == ["p01a", "p01d"]
+    options = [trace(1, "a", "(B)"), trace(1, "b", "B"), trace(1, "c", "C")]
+    assert names(chosen(options, ensemble="vote", answer_kind="choice")) == ["p01a", "p01b"]
 
 
 def test_best_takes_the_teacher_with_the_highest_mean_score() -> None:

@@ -6,14 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal, cast, get_args
 
-from w2sr.types import Keep
+from w2sr.types import Keep, Kind
 
 Finish = Literal["stop", "stop_or_unknown", "any"]
 Choose = Literal["first", "shortest", "longest", "random"]
 TopWithin = Literal["all", "problem"]
 VerdictSource = Literal["any", "reference", "label-free"]
 Ensemble = Literal["union", "vote", "agreement", "best", "round_robin"]
-AnswerKind = Literal["math", "exact"]
 
 Band = tuple[float | None, float | None]
 """Least and greatest value, both inclusive; None leaves an end open."""
@@ -92,7 +91,7 @@ class Gates:
         ensemble_score: the score of `best`.
         min_share: least share of the votes that `vote` and `agreement` want for an answer.
         teacher_shares: teacher → share of the problems, for `round_robin`; equal shares without it.
-        answer_kind: how answers are compared for `vote` and `agreement`: as mathematics, or as exact text.
+        answer_kind: how answers are compared for `vote` and `agreement` (`kind` of a data file).
     """
 
     finish: Finish = "stop"
@@ -116,7 +115,7 @@ class Gates:
     ensemble_score: str = "structure"
     min_share: float = 0.5
     teacher_shares: dict[str, float] | None = None
-    answer_kind: AnswerKind = "math"
+    answer_kind: Kind = "math"
 
     @property
     def need_tokens(self) -> bool:
@@ -160,7 +159,7 @@ CHOICES = {
     "top_within": TopWithin,
     "verdicts": VerdictSource,
     "ensemble": Ensemble,
-    "answer_kind": AnswerKind,
+    "answer_kind": Kind,
 }
 
 

@@ -12,7 +12,7 @@ from typing import get_args
 from w2sr.datamodules.sources import verify_traces
 from w2sr.locations import locate
 from w2sr.traces import read_store, write_store
-from w2sr.types import Trace
+from w2sr.types import Kind, Trace
 from w2sr.verify import Verifier, extract
 from w2sr.verify.extraction import NamedRule
 from w2sr.votes import By, Outcome, judge_by_vote, precision
@@ -31,7 +31,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--min-share", type=float, default=0.5, help="least share of the voters that an answer needs")
     parser.add_argument("--min-votes", type=int, default=3, help="least number of voters who gave an answer")
     parser.add_argument("--rules", nargs="+", default=["boxed"], help="extraction rules for traces without an answer")
-    parser.add_argument("--kind", choices=("math", "exact"), default="math", help="how answers are compared")
+    parser.add_argument("--kind", choices=get_args(Kind), default="math", help="how answers are compared")
     args = parser.parse_args(argv)
 
     if args.out.exists() and (not args.out.is_dir() or any(args.out.iterdir())):
