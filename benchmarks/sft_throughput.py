@@ -28,11 +28,12 @@ from transformers import AutoModelForCausalLM, Qwen3Config, TrainerCallback
 from transformers.utils import logging as transformers_logging
 from trl import SFTConfig, SFTTrainer
 
-from w2sr.chat import Chat, Template
+from w2sr.chat import Chat
 from w2sr.datamodules.steps import StepDataset, StepLoader
 from w2sr.flops import matmul_peak, num_parameters, training_flops
 from w2sr.modules import SFTModule
 from w2sr.policy import new_policy
+from w2sr.templates import Template
 from w2sr.traces import read_traces
 from w2sr.types import Segment, Trace
 

@@ -12,15 +12,15 @@ PACKAGE = Path(__file__).resolve().parent.parent / "w2sr"
 FLOORS: list[set[str]] = [
     {"types", "locations"},
     # pure rules: no Lightning, no transformers models
-    {"rows", "tokenizer", "tools"},
-    {"traces", "problems", "selection", "packing", "verify", "puzzles", "losses", "logprobs", "results"},
-    {"supervision", "decontaminate"},
-    {"chat", "corruption"},
+    {"rows", "templates", "tokenizer", "tools"},
+    {"traces", "problems", "packing", "verify", "puzzles", "losses", "logprobs", "results"},
+    {"supervision", "decontaminate", "votes"},
+    {"chat", "corruption", "selection"},
     {"token_cache", "trace_summary", "audit"},
     # engines
     {"attention", "flops"},
     {"policy"},
-    {"rollouts", "metrics"},
+    {"rollouts", "metrics", "scores"},
     {"evaluation", "report", "trace_page"},
     # Lightning
     {"datamodules"},

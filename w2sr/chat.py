@@ -17,55 +17,24 @@ import difflib
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from jinja2 import TemplateError
 
 from w2sr.supervision import Supervision, Target, carries_loss, segment_of, target_of
+from w2sr.templates import NAMED_TEMPLATES, Template, jinja_template
 from w2sr.tokenizer import load_tokenizer
 from w2sr.types import Segment, Trace
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Template = Literal["auto", "model", "qwen-base", "qwen-instruct", "simple"]
-"""How a problem becomes a prompt. `auto` and `model` both mean the chat template that the tokenizer brings along."""
-
-REASON_STEP_BY_STEP = "Please reason step by step, and put your final answer within \\boxed{}."
-COT_INSTRUCTION = "\n" + REASON_STEP_BY_STEP
-"""The paper's chain-of-thought request, as it stands after the problem."""
-
 PROBE_PROBLEM = "Tom has 12 naïve pens.\n\n<think>He loses 7</think>: how many are left? \\boxed{5}"
 _PLACEHOLDER = "PROBLEMPLACEHOLDER"
 _NAMED_OR_REPAIR = "Set template to qwen-base, qwen-instruct or simple, or repair the tokenizer's chat_template."
-
-
-def render_chatml(problem: str, system: str) -> str:
-    """Qwen's ChatML up to the generation marker; an empty `system` leaves the system turn out.
-
-    Example:
-        >>> render_chatml("1 + 1?", "Be brief.")
-        '<|im_start|>system\\nBe brief.<|im_end|>\\n<|im_start|>user\\n1 + 1?<|im_end|>\\n<|im_start|>assistant\\n'
-    """
-    head = f"<|im_start|>system\n{system}<|im_end|>\n" if system else ""
-    return f"{head}<|im_start|>user\n{problem}<|im_end|>\n<|im_start|>assistant\n"
-
-
-def render_simple(problem: str, system: str) -> str:
-    """The paper's prompt for base models that know no chat. It ends in a space, as the authors' does."""
-    assert not system, "the simple template has no system turn"
-    return f"Question:\n{problem}\nAnswer:\nLet's think step by step. "
-
-
-NAMED_TEMPLATES: dict[str, tuple[Callable[[str, str], str], str, str]] = {
-    "qwen-base": (render_chatml, "You are a helpful assistant.", COT_INSTRUCTION),
-    "qwen-instruct": (render_chatml, REASON_STEP_BY_STEP, ""),
-    "simple": (render_simple, "", ""),
-}
-"""The paper's three templates: (function, its default system prompt, its default instruction)."""
 
 
 class Chat:
@@ -247,13 +216,8 @@ class Chat:
         if self.template in NAMED_TEMPLATES:
             head, tail = self.render_prompt(_PLACEHOLDER).split(_PLACEHOLDER)
             begin = tokenizer.bos_token if self._begin else ""
-            ended = _jinja_text(self.stop_token + ("\n" if self.template != "simple" else ""))
-            tokenizer.chat_template = (
-                "{%- for message in messages %}{%- if message['role'] == 'user' %}"
-                f"{{{{- {_jinja_text(begin + head)} + message['content'] + {_jinja_text(tail)} }}}}"
-                f"{{%- elif message['role'] == 'assistant' %}}{{{{- message['content'] + {ended} }}}}"
-                "{%- endif %}{%- endfor %}"
-            )
+            ended = self.stop_token + ("\n" if self.template != "simple" else "")
+            tokenizer.chat_template = jinja_template(begin + head, tail, ended)
         tokenizer.save_pretrained(str(directory))
 
     def check_vocabulary(self, embedding_rows: int) -> None:
@@ -397,8 +361,3 @@ class Chat:
                 f"The chat template of {self.name!r} refuses the turns {roles}: {error}. {_NAMED_OR_REPAIR}"
             ) from error
         return str(text)
-
-
-def _jinja_text(text: str) -> str:
-    """A Jinja string literal that means `text`."""
-    return "'" + text.encode("unicode_escape").decode("ascii").replace("'", "\\'") + "'"

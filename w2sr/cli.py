@@ -26,10 +26,12 @@ EPILOG = """Verbs beside the Trainer's:
   audit TRACES              where two verifiers disagree, and which wrong answers may be right
   puzzles KIND --out FILE   generated logic puzzles with worked solutions
   report RESULT ...         one table of result files; RGR and PGR where a ceiling is named
+  score STORE               structure, difficulty and likelihood of a store's traces, kept beside them
   traces STORE --out x.html verdicts, lengths and loops of stored traces; a page to browse them
   corrupt STORE OUT         a trace store with systematic errors of a known kind and rate
   decontaminate TRAIN --against FILE ...
                             training problems that are in benchmarks, or like one there
+  vote STORE OUT            a new store whose verdicts come from the majority's answer, without references
 """
 
 
@@ -93,7 +95,7 @@ def register_strategies() -> None:
         StrategyRegistry.register("fsdp2", ModelParallelStrategy, description="FSDP2 over all devices")
 
 
-VERBS = ("ask", "audit", "corrupt", "decontaminate", "puzzles", "report", "traces")
+VERBS = ("ask", "audit", "corrupt", "decontaminate", "puzzles", "report", "score", "traces", "vote")
 """Each is a module of w2sr.verbs, imported when it is called: the command line starts faster without them."""
 
 

@@ -21,6 +21,9 @@ IGNORE_INDEX = -100
 FinishReason = Literal["stop", "length", "unknown"]
 """Why a completion ended: it emitted a stop token, it met the token limit, or its source did not say."""
 
+LABEL_FREE = "label-free:"
+"""How the grader of a verdict begins that no reference answer gave: a vote's, say."""
+
 VerdictLabel = Literal["correct", "incorrect", "no_answer", "timeout"]
 Kind = Literal["math", "exact", "choice", "yes_no", "number", "logic"]
 """How an answer is compared with a reference: see `w2sr.verify`."""
@@ -102,6 +105,11 @@ class Trace:
     def trace_id(self) -> str:
         """Names the trace in messages and in plans: 'gsm8k/412@teacher#3'."""
         return f"{self.problem_id}@{self.teacher}#{self.sample_index}"
+
+    @property
+    def is_label_free(self) -> bool:
+        """Whether the verdict was given without a reference answer."""
+        return self.grader.startswith(LABEL_FREE)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -10,10 +10,13 @@ import pytest
 import yaml
 
 from w2sr.cli import EPILOG, W2SRCLI, RunConfig, register_strategies
+from w2sr.selection.strategy import gates_of
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 BASES = sorted(CONFIGS.glob("*.yaml"))
 OVERLAYS = sorted(path for folder in ("model", "data", "trainer") for path in (CONFIGS / folder).glob("*.yaml"))
+
+SELECTIONS = sorted((CONFIGS / "selection").glob("*.yaml"))
 
 
 def parse(*files: Path, extra: tuple[str, ...] = ()) -> Any:
@@ -61,6 +64,25 @@ def test_an_overlay_has_one_top_level_key_and_no_class_path(overlay: Path) -> No
     content = yaml.safe_load(overlay.read_text())
     assert list(content) == [overlay.parent.name]
     assert "class_path" not in overlay.read_text()
+
+
+def test_every_selection_fits_over_a_base_and_its_gates_are_known() -> None:
+    assert len(SELECTIONS) >= 8
+    for overlay in SELECTIONS:
+        content = yaml.safe_load(overlay.read_text())
+        assert list(content) == ["data"] and set(content["data"]["init_args"]) <= {"keep", "gates"}, overlay
+        gates = content["data"]["init_args"]["gates"]
+        parsed = parse(CONFIGS / "w2sr.yaml", overlay).data.init_args.gates
+        for key, value in gates.items():
+            assert key == "mix" or _plain(parsed[key]) == value, (overlay, key)
+        gates_of(gates)
+
+
+def _plain(value: Any) -> Any:
+    """Bands are tuples after parsing, and lists in YAML."""
+    if isinstance(value, dict):
+        return {key: _plain(one) for key, one in value.items()}
+    return list(value) if isinstance(value, tuple) else value
 
 
 def test_the_papers_scale_is_what_the_overlays_say() -> None:

@@ -9,7 +9,8 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from w2sr.chat import COT_INSTRUCTION, Chat, render_chatml, render_simple
+from w2sr.chat import Chat
+from w2sr.templates import COT_INSTRUCTION, render_chatml, render_simple
 from w2sr.types import IGNORE_INDEX, Segment, Trace
 
 WORDS = ["<unk>", "<go>", "<user>", "<bot>", "<end>", "<think>", "</think>", "plain_end"]

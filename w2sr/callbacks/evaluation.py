@@ -14,13 +14,14 @@ import lightning as L
 import torch
 from lightning.pytorch.utilities import rank_zero_only
 
-from w2sr.chat import COT_INSTRUCTION, Chat
+from w2sr.chat import Chat
 from w2sr.evaluation import Stopwatch, evaluate
 from w2sr.metrics import records_to_result
 from w2sr.policy import Policy, load_policy
 from w2sr.report import to_text
 from w2sr.results import RunResult, write_result
 from w2sr.rollouts import EmbeddedGenerator
+from w2sr.templates import COT_INSTRUCTION
 from w2sr.types import EvalRecord, Problem
 
 

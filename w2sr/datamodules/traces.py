@@ -18,11 +18,14 @@ from w2sr.corruption import Corruption
 from w2sr.datamodules.sources import OnBadReference, build_verifiers, load_problems, load_traces, problem_loader
 from w2sr.datamodules.steps import HeldOutSteps, StepDataset, StepLoader
 from w2sr.decontaminate import Decontamination, Overlap, decontaminate
+from w2sr.locations import locate, locate_model
 from w2sr.packing import Overlong, handle_overlong
 from w2sr.rows import OnBadRow
+from w2sr.scores import scores_for, student_hash
 from w2sr.selection import Gates, Selection, select
 from w2sr.supervision import Supervision, with_answer
 from w2sr.token_cache import cached_segments
+from w2sr.traces import is_store
 from w2sr.types import DataFile, Keep, Problem, Segment, Trace
 
 
@@ -132,8 +135,14 @@ class TraceDataModule(L.LightningDataModule):
         chat: Chat = cast(Any, self._trainer.lightning_module).chat
         if self.gates.need_tokens:
             traces = with_token_counts(traces, chat)
-        self.selection = select(traces, keep=self.keep, **asdict(self.gates))
+        # vars, not asdict: the parts of a mixture stay what they are
+        self.selection = select(traces, keep=self.keep, scores=self._scores(traces), **vars(self.gates))
         rank_zero_info(self.selection.format_table())
+        if self.selection.num_label_free:
+            rank_zero_info(
+                f"{self.selection.num_label_free:,} of {len(self.selection.traces):,} selected traces have a "
+                "label-free verdict: other answers were counted, and no reference answer was looked at."
+            )
         segments = cached_segments(chat, self.selection.traces, self._cache_folder(), supervision=self.supervision)
         sides: dict[bool, list[Segment]] = {True: [], False: []}
         for trace, segment in zip(self.selection.traces, segments, strict=True):
@@ -192,6 +201,25 @@ class TraceDataModule(L.LightningDataModule):
                 on_bad_reference=self.on_bad_reference,
             )
         ]
+
+    def _scores(self, traces: Sequence[Trace]) -> dict[str, dict[str, float]]:
+        """The scores that the gates ask for. A likelihood is by the student of this run."""
+        if not self.gates.need_scores:
+            return {}
+        module = cast(Any, self._trainer.lightning_module)
+        options = [("template", module.template), ("stop_token", module.stop_token)]
+        said = "".join(f" --{name} '{value}'" for name, value in options if value not in (None, "auto", "model"))
+        stores = [path for file in self.traces if is_store(path := locate(file.path))]
+        table, lines = scores_for(
+            traces,
+            stores,
+            self.gates.need_scores,
+            student=module.student + said,
+            hash_of=lambda: student_hash(locate_model(module.student), module.chat),
+        )
+        for line in lines:
+            rank_zero_info(line)
+        return table
 
     def _is_held_out(self, trace: Trace) -> bool:
         """By a hash of the problem's id: all traces of a problem are on one side, whatever else is selected."""

@@ -8,10 +8,11 @@ import lightning as L
 import torch
 
 from w2sr.attention import Engine
-from w2sr.chat import Chat, Template
+from w2sr.chat import Chat
 from w2sr.evaluation import evaluate
 from w2sr.policy import DTypeName, Policy, load_policy
 from w2sr.rollouts import EmbeddedGenerator
+from w2sr.templates import Template
 from w2sr.types import EvalRecord, ProblemBatch, Sampling
 
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from w2sr.attention import Engine
-from w2sr.chat import Chat, Template
+from w2sr.chat import Chat
 from w2sr.evaluation import evaluate
 from w2sr.losses import sft_loss
 from w2sr.metrics import PassAtK
@@ -30,6 +30,7 @@ from w2sr.modules.checkpoints import WholeCheckpointIO, check_same_student, stud
 from w2sr.modules.optimization import build_optimizer, gradient_sync, warmup_cosine
 from w2sr.policy import DTypeName, LoRA, Policy, load_policy
 from w2sr.rollouts import EmbeddedGenerator
+from w2sr.templates import Template
 from w2sr.types import IGNORE_INDEX, EvalRecord, ProblemBatch, Sampling, StepBatch
 
 

@@ -98,6 +98,14 @@ class Verifier:
         self._remembered.update((task, outcome) for task, outcome in outcomes.items() if outcome.equal is not None)
         return decided | outcomes
 
+    def equal_all(self, pairs: Iterable[tuple[str, str]]) -> list[bool]:
+        """Whether the answers of each pair are equal, the second read as a reference. A timeout is not equal."""
+        given = [(Extraction(answer, "", None), other) for answer, other in pairs]
+        quick = [self._quick(*pair) for pair in given]
+        slow = self._grade_slowly([_task(*pair) for pair, decision in zip(given, quick, strict=True) if not decision])
+        decisions = (d or _labelled(slow[_task(*pair)]) for pair, d in zip(given, quick, strict=True))
+        return [label == "correct" for label, _ in decisions]
+
     def check_reference(self, reference_answer: str) -> None:
         """Raises ValueError, saying why, where no answer could be graded against the reference. Takes microseconds."""
         _PURE.get(self.kind, mathematics).check_reference(reference_answer)
