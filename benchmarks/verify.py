@@ -266,19 +266,23 @@ def section(data: Path, name: str, rounds: int) -> tuple[str, list[Any]]:
             cpu, wall = (
                 {side: median(one[unit] for one in runs) for side, runs in both.items()} for unit in ("cpu_s", "wall_s")
             )
-            ratios.append((warm, cpu[best] / cpu[OURS]))
+            ratios.append((warm, cpu[best] / cpu[OURS], wall[best] / wall[OURS]))
             lines += [_line(job, side, warm, cores, runs, cpu[best], wall[best]) for side, runs in both.items()]
     settings = [
         [f"`{setting}`", f"{one['cpu_s']:.2f}", f"{len(one['equal']) / one['cpu_s']:,.0f}", f"{sum(one['equal']):,}"]
         for setting, one in tried.items()
     ]
-    warm_ratio = min(ratio for warm, ratio in ratios if warm)
-    cold_ratio = min(ratio for warm, ratio in ratios if not warm)
+    least = {
+        (warm, column): min(ratio[column] for ratio in ratios if ratio[0] is warm)
+        for warm in (True, False)
+        for column in (1, 2)
+    }
     text = f"""## {job.name}
 
 {job.about}: {len(job.answers):,} answers, {len({(one.answer, one.reference) for one in job.answers}):,} distinct pairs.
 Ours handed {ours["slow"]:,} of them to math-verify and called {sum(ours["equal"]):,} answers correct. math-verify's fastest setting is `{best}`.
-**At least {AIM:g}×, processes running: {_reached(warm_ratio)}; with their start: {_reached(cold_ratio)}** (CPU seconds, the lesser of one and two cores).
+**At least {AIM:g}×, processes running: {_reached(least[True, 1])} by CPU seconds, {_reached(least[True, 2])} by wall time;
+with their start: {_reached(least[False, 1])} by CPU seconds, {_reached(least[False, 2])} by wall time.** Each is the lesser of one and two cores.
 
 {common.table(["side", "processes", "cores", "CPU s", "wall s", "answers / CPU s", "ratio", "answers / s", "ratio, wall"], lines)}
 math-verify in every setting, one core, processes running, once each:
