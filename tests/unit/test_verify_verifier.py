@@ -53,7 +53,7 @@ def test_mathematics(verifier: Verifier, answer: str, reference: str, label: str
     assert (verdict.answer, verdict.rule) == (answer, "boxed")
     assert verdict.reason
     assert verdict.grader == "math-verify+exact"
-    assert verdict.grader_version.startswith("w2sr 1, math-verify ")
+    assert verdict.grader_version.startswith("w2sr 2, math-verify ")
 
 
 def test_a_completion_without_answer(verifier: Verifier) -> None:
@@ -63,9 +63,9 @@ def test_a_completion_without_answer(verifier: Verifier) -> None:
 
 
 def test_order_and_count_are_exact(verifier: Verifier) -> None:
-    """Fast, slow, repeated and missing answers interleaved: x+0 … x+6 against x+3."""
-    completions = [text for n in range(7) for text in (rf"\boxed{{x+{n}}}", rf"\boxed{{{n}}}", "nothing")]
-    references = ["3+x", "3", "3"] * 7
+    """Fast, slow, repeated and missing answers interleaved: |x+0| … |x+6| against |x+3|."""
+    completions = [text for n in range(7) for text in (rf"\boxed{{|x+{n}|}}", rf"\boxed{{{n}}}", "nothing")]
+    references = ["|3+x|", "3", "3"] * 7
     labels = [verdict.label for verdict in verifier.verify_all(zip(completions, references, strict=True))]
     expected = [label for n in range(7) for label in ["correct" if n == 3 else "incorrect"] * 2 + ["no_answer"]]
     assert labels == expected
@@ -81,7 +81,7 @@ def test_equal_pairs_are_graded_once(monkeypatch: pytest.MonkeyPatch) -> None:
         return [Outcome(True, "counted")] * len(tasks)
 
     monkeypatch.setattr(verifier._pool, "run", count)
-    pairs = [(r"\boxed{x+1}", "1+x")] * 8 + [(r"\boxed{x+2}", "2+x")]
+    pairs = [(r"\boxed{|x+1|}", "|1+x|")] * 8 + [(r"\boxed{|x+2|}", "|2+x|")]
     assert [verdict.label for verdict in verifier.verify_all(pairs)] == ["correct"] * 9
     verifier.verify(*pairs[0])
     assert seen == [2]  # two different pairs, and nothing the second time
@@ -91,9 +91,9 @@ def test_a_timeout_is_not_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
     outcomes = [Outcome(None, "too slow"), Outcome(True, "equal")]
     verifier = Verifier(num_workers=1)
     monkeypatch.setattr(verifier._pool, "run", lambda tasks: [outcomes.pop(0)])
-    pair = (r"\boxed{x+1}", "1+x")
+    pair = (r"\boxed{|x+1|}", "|1+x|")
     first = verifier.verify(*pair)
-    assert (first.label, first.answer, first.reason) == ("timeout", "x+1", "too slow")
+    assert (first.label, first.answer, first.reason) == ("timeout", "|x+1|", "too slow")
     assert verifier.verify(*pair).label == "correct"
 
 
@@ -109,7 +109,7 @@ def test_kind_exact_compares_text_without_mathematics() -> None:
     with Verifier(rules=["answer_tag"], kind="exact") as verifier:
         assert verifier.verify("<answer> (B). </answer>", "b").label == "correct"
         assert verifier.verify("<answer>1/2</answer>", "0.5").label == "incorrect"
-        assert (verifier.grader, verifier.version) == ("exact", "w2sr 1")
+        assert (verifier.grader, verifier.version) == ("exact", "w2sr 2")
 
 
 def test_the_verifier_works_in_a_thread_and_after_pickling(verifier: Verifier) -> None:
@@ -118,8 +118,8 @@ def test_the_verifier_works_in_a_thread_and_after_pickling(verifier: Verifier) -
 
     def grade() -> None:
         with copy:
-            labels.append(copy.verify("</think> #### x+1", "1+x").label)
-            labels.append(copy.verify("#### x+1", "1+x").label)
+            labels.append(copy.verify("</think> #### |x+1|", "|1+x|").label)
+            labels.append(copy.verify("#### |x+1|", "|1+x|").label)
 
     thread = threading.Thread(target=grade)
     thread.start()
@@ -134,7 +134,7 @@ def test_hostile_answers_cost_their_limit_and_nothing_else() -> None:
     pairs = []
     for index, (_, answer) in enumerate(chosen):
         pairs.append((rf"\boxed{{{answer}}}", REFERENCE))
-        pairs.append((rf"\boxed{{y+{index}}}", f"{index}+y"))
+        pairs.append((rf"\boxed{{y_{{1}}+{index}}}", f"{index}+y_{{1}}"))
     with Verifier(timeout_s=1.0, num_workers=2) as verifier:
         # The first answers of a fresh process on a busy machine must not be mistaken for slow ones.
         verdicts = verifier.verify_all(pairs)
@@ -148,7 +148,7 @@ def test_hostile_answers_cost_their_limit_and_nothing_else() -> None:
 def test_a_process_that_never_closes_the_verifier_ends_cleanly() -> None:
     code = (
         "from w2sr.verify import Verifier; v = Verifier(num_workers=1)\n"
-        r"print(v.verify(r'\boxed{x+1}', '1+x').label)"
+        r"print(v.verify(r'\boxed{|x+1|}', '|1+x|').label)"
     )
     root = Path(verifier_room.__file__).parents[2]
     done = subprocess.run(

@@ -188,7 +188,7 @@ def test_an_interrupted_run_leaves_no_stale_reply(stand_in: Path) -> None:
     run(pool, ["7"])
     collect, calls = pool._collect, []
 
-    def interrupted(outcomes: dict[int, Outcome]) -> None:
+    def interrupted(outcomes: dict[int, Outcome], tasks_wait: bool) -> None:
         calls.append("interrupted")
         raise KeyboardInterrupt
 

@@ -10,10 +10,10 @@ from typing import Any, Literal, get_args
 
 from w2sr.types import Kind, Problem, Tolerance, Verdict, VerdictLabel
 from w2sr.verify import choice, exact, logic, mathematics, number, yes_no
-from w2sr.verify.extraction import Extraction, extract, parse_rules
+from w2sr.verify.extraction import extract, parse_rules
 from w2sr.verify.workers import GradeTask, Outcome, WorkerPool
 
-GRADER_REVISION = 1
+GRADER_REVISION = 2
 """Raised by one with every change that can change a verdict; stored with every trace."""
 
 MAX_REMEMBERED = 100_000
@@ -72,20 +72,32 @@ class Verifier:
             (extract(completion, self.rules, prompt_opens_think=self.prompt_opens_think), reference)
             for completion, reference in pairs
         ]
-        quick = [self._quick(extraction, reference) for extraction, reference in extracted]
-        undecided = [_task(*pair) for pair, decision in zip(extracted, quick, strict=True) if decision is None]
-        slow = self._grade_slowly(undecided)
+        decided = self._decide((extraction.answer, reference) for extraction, reference in extracted)
         verdicts = []
-        for (extraction, reference), decision in zip(extracted, quick, strict=True):
-            label, reason = decision or _labelled(slow[_task(extraction, reference)])
+        for extraction, reference in extracted:
+            label, reason = decided[extraction.answer, reference]
             verdicts.append(Verdict(label, extraction.answer, extraction.rule, reason, self.grader, self.version))
         return verdicts
 
-    def _quick(self, extraction: Extraction, reference: str) -> tuple[VerdictLabel, str] | None:
+    def equal_all(self, pairs: Iterable[tuple[str, str]]) -> list[bool]:
+        """Whether the answers of each pair are equal, the second read as a reference. A timeout is not equal."""
+        pairs = list(pairs)
+        decided = self._decide(pairs)
+        return [decided[pair][0] == "correct" for pair in pairs]
+
+    def _decide(
+        self, pairs: Iterable[tuple[str | None, str]]
+    ) -> dict[tuple[str | None, str], tuple[VerdictLabel, str]]:
+        """Label and reason of each distinct (answer, reference)."""
+        quick = {pair: self._quick(*pair) for pair in dict.fromkeys(pairs)}
+        slow = self._grade_slowly([_task(*pair) for pair, decision in quick.items() if decision is None])
+        return {pair: decision or _labelled(slow[_task(*pair)]) for pair, decision in quick.items()}
+
+    def _quick(self, answer: str | None, reference: str) -> tuple[VerdictLabel, str] | None:
         """The decision where none of math-verify is needed."""
-        if extraction.answer is None:
+        if answer is None:
             return "no_answer", f"no answer by {', '.join(rule.name for rule in self.rules)}"
-        decision = self._grade(extraction.answer, reference)
+        decision = self._grade(answer, reference)
         return None if decision is None else _labelled(Outcome(*decision))
 
     def _grade_slowly(self, tasks: Sequence[GradeTask]) -> dict[GradeTask, Outcome]:
@@ -97,14 +109,6 @@ class Verifier:
         # A timeout may be the fault of a busy machine: it is not remembered beyond this call.
         self._remembered.update((task, outcome) for task, outcome in outcomes.items() if outcome.equal is not None)
         return decided | outcomes
-
-    def equal_all(self, pairs: Iterable[tuple[str, str]]) -> list[bool]:
-        """Whether the answers of each pair are equal, the second read as a reference. A timeout is not equal."""
-        given = [(Extraction(answer, "", None), other) for answer, other in pairs]
-        quick = [self._quick(*pair) for pair in given]
-        slow = self._grade_slowly([_task(*pair) for pair, decision in zip(given, quick, strict=True) if not decision])
-        decisions = (d or _labelled(slow[_task(*pair)]) for pair, d in zip(given, quick, strict=True))
-        return [label == "correct" for label, _ in decisions]
 
     def check_reference(self, reference_answer: str) -> None:
         """Raises ValueError, saying why, where no answer could be graded against the reference. Takes microseconds."""
@@ -133,9 +137,9 @@ def _grader(kind: Kind, tolerance: Tolerance) -> Callable[[str, str], tuple[bool
     return mathematics.quick_grade if kind == "math" else _PURE[kind].grade
 
 
-def _task(extraction: Extraction, reference: str) -> GradeTask:
-    assert extraction.answer is not None
-    return GradeTask(mathematics.for_math_verify(extraction.answer), mathematics.for_math_verify(reference))
+def _task(answer: str | None, reference: str) -> GradeTask:
+    assert answer is not None, "a missing answer is decided at once"
+    return GradeTask(mathematics.for_math_verify(answer), mathematics.for_math_verify(reference))
 
 
 def _labelled(outcome: Outcome) -> tuple[VerdictLabel, str]:

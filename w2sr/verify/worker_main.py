@@ -55,7 +55,8 @@ def main(memory_limit_bytes: int, alarm_s: int) -> None:
     if sys.platform == "linux":
         resource.setrlimit(resource.RLIMIT_AS, (memory_limit_bytes, memory_limit_bytes))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    grade(r"\frac{1}{2}", "0.5")  # builds regexes and parser tables before the first clock runs
+    # Builds regexes, parser tables and the paths of sums through sympy before the first clock runs.
+    grade(r"x_{1}+\frac{1}{2}", r"\frac{1}{2}+x_{1}")
     print(json.dumps({"ready": True}), file=replies, flush=True)
     for line in sys.stdin:
         request = json.loads(line)

@@ -9,6 +9,7 @@ first need, and speak JSON lines. A forked child starts processes of its own.
 from __future__ import annotations
 
 import json
+import math
 import os
 import selectors
 import subprocess
@@ -26,6 +27,12 @@ START_LIMIT_S = 120.0
 
 ORPHAN_GRACE_S = 10
 """So much later than the time limit, a process whose parent was killed ends itself."""
+
+TASKS_PER_PROCESS = 40
+"""So many waiting tasks are worth the processor time of one more start, the import of sympy."""
+
+PATIENCE_S = 1.0
+"""A process that works on one task for longer does not count as one that will take the waiting tasks."""
 
 _PROGRAM = Path(__file__).with_name("worker_main.py")
 
@@ -62,6 +69,7 @@ class _Worker:
         self.unread = b""
         self.ready = False
         self.task: int | None = None
+        self.impatient_at = math.inf
         self.deadline = time.monotonic() + START_LIMIT_S
 
     def send(self, index: int, task: GradeTask, timeout_s: float) -> bool:
@@ -74,6 +82,7 @@ class _Worker:
         except BrokenPipeError:
             return False
         self.task, self.deadline = index, time.monotonic() + timeout_s
+        self.impatient_at = time.monotonic() + PATIENCE_S
         return True
 
     def receive(self) -> dict[str, Any] | None:
@@ -97,7 +106,8 @@ class _Worker:
 class WorkerPool:
     """Grades tasks in `num_workers` processes of at most `memory_gib` GiB each, `timeout_s` seconds a task.
 
-    Processes start on the first `run`, at most one a task. Calls from several threads take turns.
+    Processes start when tasks wait: one for each `TASKS_PER_PROCESS` of them, and one for each process that is held up
+    by a task. They stay for later calls. Calls from several threads take turns.
     """
 
     def __init__(self, num_workers: int, timeout_s: float, memory_gib: float = 2.0) -> None:
@@ -128,7 +138,7 @@ class WorkerPool:
             try:
                 while len(outcomes) < len(tasks):
                     self._hand_out(tasks, waiting)
-                    self._collect(outcomes)
+                    self._collect(outcomes, tasks_wait=bool(waiting))
             finally:  # after Ctrl-C nobody waits for these replies
                 for worker in [worker for worker in self._workers if worker.task is not None]:
                     self._remove(worker)
@@ -142,17 +152,23 @@ class WorkerPool:
                 waiting.popleft()
             else:
                 self._remove(worker)
-        num_starting = sum(not worker.ready for worker in self._workers)
-        for _ in range(min(self.num_workers - len(self._workers), len(waiting) - num_starting)):
+        now = time.monotonic()
+        held_up = sum(worker.task is not None and worker.impatient_at <= now for worker in self._workers)
+        useful = math.ceil(len(waiting) / TASKS_PER_PROCESS) + held_up
+        for _ in range(min(self.num_workers, useful) - len(self._workers) if waiting else 0):
             self._workers.append(_Worker(self.memory_gib, self.timeout_s))
 
-    def _collect(self, outcomes: dict[int, Outcome]) -> None:
-        """Waits for a reply or the next deadline and takes in what there is."""
+    def _collect(self, outcomes: dict[int, Outcome], tasks_wait: bool) -> None:
+        """Waits for a reply, the next deadline or the end of patience, and takes in what there is."""
         active = [worker for worker in self._workers if worker.task is not None or not worker.ready]
         with selectors.DefaultSelector() as selector:
             for worker in active:
                 selector.register(worker.replies, selectors.EVENT_READ, worker)
-            wait_s = max(0.0, min(worker.deadline for worker in active) - time.monotonic())
+            now = time.monotonic()
+            moments = [worker.deadline for worker in active]
+            if tasks_wait and len(self._workers) < self.num_workers:
+                moments += [worker.impatient_at for worker in active if worker.impatient_at > now]
+            wait_s = max(0.0, min(moments) - now)
             readable = [key.data for key, _ in selector.select(wait_s)]
         for worker in readable:
             self._take(worker, worker.receive(), outcomes)
@@ -168,7 +184,7 @@ class WorkerPool:
         elif reply:
             assert reply["id"] == worker.task, "a reply belongs to the task that its process was given"
             outcomes[reply["id"]] = Outcome(bool(reply["equal"]), str(reply["reason"]))
-            worker.task = None
+            worker.task, worker.impatient_at = None, math.inf
             if reply["retire"]:
                 self._remove(worker)
 
