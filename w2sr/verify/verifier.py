@@ -23,6 +23,9 @@ _NUM_NAMED_ROWS = 5
 _PURE = {"exact": exact, "choice": choice, "yes_no": yes_no, "number": number, "logic": logic}
 """The kinds that are decided in this process, each a module with `grade` and `check_reference`."""
 
+Pair = tuple[str | None, str]
+"""An extracted answer, or None, and the reference answer."""
+
 
 class Verifier:
     """Verifies completions by rules of extraction and one kind of comparison.
