@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "w2sr"
 FLOORS: list[set[str]] = [
     {"types", "locations"},
     # pure rules: no Lightning, no transformers models
-    {"rows", "templates", "tokenizer", "tools"},
+    {"rows", "templates", "tokenizer", "tools", "shards"},
     {"traces", "problems", "packing", "verify", "puzzles", "losses", "logprobs", "results"},
     {"supervision", "decontaminate", "votes"},
     {"chat", "corruption", "selection"},
@@ -22,6 +22,7 @@ FLOORS: list[set[str]] = [
     {"policy"},
     {"rollouts", "metrics", "scores"},
     {"evaluation", "report", "trace_page"},
+    {"distillation"},
     # Lightning
     {"datamodules"},
     {"modules"},

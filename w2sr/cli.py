@@ -6,6 +6,7 @@ import argparse
 import importlib
 import logging
 import os
+import socket
 import sys
 import warnings
 from collections.abc import Sequence
@@ -19,11 +20,12 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import StrategyRegistry
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from w2sr.config_errors import Parser
+from w2sr.config_errors import Parser, config_letter
 
 EPILOG = """Verbs beside the Trainer's:
   ask STUDENT "QUESTION"    one answer of a model directory
   audit TRACES              where two verifiers disagree, and which wrong answers may be right
+  merge STORE ... --out DIR whether all shards of `predict` are there, and one store of them
   puzzles KIND --out FILE   generated logic puzzles with worked solutions
   report RESULT ...         one table of result files; RGR and PGR where a ceiling is named
   score STORE               structure, difficulty and likelihood of a store's traces, kept beside them
@@ -39,11 +41,21 @@ class RunConfig(SaveConfigCallback):
     """Writes the whole configuration to `config.yaml` in the run directory, `trainer.default_root_dir`."""
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if stage != "predict":
+            self._save(trainer)
+
+    def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Later than `setup`: by now the module has found that the directory's traces are of this configuration."""
+        self._save(trainer)
+
+    def _save(self, trainer: L.Trainer) -> None:
         if self.already_saved or not trainer.is_global_zero:
             return
         folder = Path(trainer.default_root_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        self.parser.save(self.config, str(folder / "config.yaml"), skip_none=False, overwrite=True, multifile=False)
+        temporary = folder / f".config-{socket.gethostname()}-{os.getpid()}.yaml"  # shards may write at the same time
+        self.parser.save(self.config, str(temporary), skip_none=False, overwrite=True, multifile=False)
+        temporary.replace(folder / "config.yaml")
         self.already_saved = True
 
 
@@ -95,7 +107,7 @@ def register_strategies() -> None:
         StrategyRegistry.register("fsdp2", ModelParallelStrategy, description="FSDP2 over all devices")
 
 
-VERBS = ("ask", "audit", "corrupt", "decontaminate", "puzzles", "report", "score", "traces", "vote")
+VERBS = ("ask", "audit", "corrupt", "decontaminate", "merge", "puzzles", "report", "score", "traces", "vote")
 """Each is a module of w2sr.verbs, imported when it is called: the command line starts faster without them."""
 
 
@@ -109,7 +121,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     except (ValueError, OSError, MisconfigurationException) as error:
         if os.environ.get("W2SR_TRACEBACK"):
             raise
-        print(f"error: {error}", file=sys.stderr)
+        # what a module's constructor refuses comes wrapped by the parser, as what it finds while parsing does
+        wrapped = str(error).startswith("Does not validate")
+        print(f"error: {config_letter(str(error)) if wrapped else error}", file=sys.stderr)
         sys.exit(2)
 
 
@@ -141,7 +155,12 @@ def _quieten() -> None:
         lambda record: "Tip:" not in record.getMessage()
     )
     warnings.filterwarnings("ignore", message=".*treespec.*")
-    for message in ("does not have many workers", "across ranks is zero", "dataloader is not resumable"):
+    for message in (
+        "does not have many workers",
+        "predict returned None",
+        "across ranks is zero",
+        "dataloader is not resumable",
+    ):
         warnings.filterwarnings("ignore", message=f".*{message}.*")
     # one batch is one optimizer step, so the state after it is the one to resume from
     warnings.filterwarnings("ignore", message=".*ModelCheckpoint with manual optimization.*")

@@ -43,21 +43,28 @@ def evaluate(
     for completion in generator.stream(requests, sampling):
         waiting.append(completion)
         if len(waiting) == VERIFY_CHUNK:
-            yield from _grade(waiting, by_id, verifiers)
+            yield from _records(waiting, by_id, verifiers)
             waiting = []
-    yield from _grade(waiting, by_id, verifiers)
+    yield from _records(waiting, by_id, verifiers)
 
 
-def _grade(
+def _records(
     completions: Sequence[Completion], by_id: Mapping[str, Problem], verifiers: Mapping[str, Verifier]
 ) -> Iterator[EvalRecord]:
+    for completion, verdict in graded(completions, by_id, verifiers):
+        yield _record(by_id[completion.problem_id], completion, verdict)
+
+
+def graded(
+    completions: Sequence[Completion], by_id: Mapping[str, Problem], verifiers: Mapping[str, Verifier]
+) -> Iterator[tuple[Completion, Verdict]]:
+    """Each completion with its verdict, those of one source side by side."""
     by_source: dict[str, list[Completion]] = {}
     for completion in completions:
         by_source.setdefault(by_id[completion.problem_id].source, []).append(completion)
     for source, group in by_source.items():
         pairs = [(completion.text, by_id[completion.problem_id].reference_answer) for completion in group]
-        for completion, verdict in zip(group, verifiers[source].verify_all(pairs), strict=True):
-            yield _record(by_id[completion.problem_id], completion, verdict)
+        yield from zip(group, verifiers[source].verify_all(pairs), strict=True)
 
 
 def _record(problem: Problem, completion: Completion, verdict: Verdict) -> EvalRecord:

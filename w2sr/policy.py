@@ -144,6 +144,13 @@ class Policy(nn.Module):
         return cast(Tensor, self.lm.get_output_embeddings().weight)
 
 
+def context_length(model_name_or_path: str, *, trust_remote_code: bool = False) -> int | None:
+    """Positions that a model has, from its configuration alone; None where that does not say."""
+    config = AutoConfig.from_pretrained(locate_model(model_name_or_path), trust_remote_code=trust_remote_code)
+    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return None if limit is None else int(limit)
+
+
 def load_policy(
     model_name_or_path: str | Path,
     *,

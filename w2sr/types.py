@@ -73,9 +73,10 @@ class Trace:
 
     Where a foreign file does not say, a field keeps its default: "" for text, -1 for numbers, "unknown" for the finish
     reason. `verdict` is "" until the trace was verified. `sampling` is a JSON object as text
-    (temperature, top_p, max_new_tokens). `seconds` is the wall time of the generation. `no_loss_spans` is JSON as text,
-    [[start, end], ...]: characters of the completion that teach nothing, such as the results of tools. `corruption` is
-    a JSON object as text: what was changed in the completion, and how (see `w2sr.corruption`); "" for nothing.
+    (temperature, top_p, max_new_tokens, seed, stop_text). `seconds` is the trace's share of the wall time of
+    generation: over the traces of a run it sums to that time. `no_loss_spans` is JSON as text, [[start, end], ...]:
+    characters of the completion that teach nothing, such as the results of tools. `corruption` is a JSON object as
+    text: what was changed in the completion, and how (see `w2sr.corruption`); "" for nothing.
     """
 
     problem_id: str

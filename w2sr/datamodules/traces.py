@@ -56,6 +56,7 @@ class TraceDataModule(L.LightningDataModule):
             (see `Overlap`; `{}` takes its defaults).
         benchmarks: name → file of test problems, for the final table.
         validation: name → file of validation problems, for Pass@1 while training.
+        problems: not used here; data overlays name them for the teacher that answers them.
         held_out_frac: share of problems whose traces are held out for the validation loss.
         max_tokens: tokens that a packed row holds.
         step_sequences: traces of one optimizer step over all ranks (the authors' 128), or
@@ -83,6 +84,7 @@ class TraceDataModule(L.LightningDataModule):
         decontaminate: Overlap | None = None,
         benchmarks: dict[str, DataFile] | None = None,
         validation: dict[str, DataFile] | None = None,
+        problems: dict[str, DataFile] | None = None,
         held_out_frac: float = 0.0,
         max_tokens: int = 8192,
         step_sequences: int | None = 128,

@@ -28,6 +28,7 @@ from w2sr.losses import sft_loss
 from w2sr.metrics import PassAtK
 from w2sr.modules.checkpoints import WholeCheckpointIO, check_same_student, student_identity
 from w2sr.modules.optimization import build_optimizer, gradient_sync, warmup_cosine
+from w2sr.modules.ranks import on_all_ranks
 from w2sr.policy import DTypeName, LoRA, Policy, load_policy
 from w2sr.rollouts import EmbeddedGenerator
 from w2sr.templates import Template
@@ -222,7 +223,7 @@ class SFTModule(L.LightningModule):
         """
         if bool(torch.isfinite(grad_norm)):
             return
-        parts = _on_all_ranks((float(loss), step.trace_ids))
+        parts = on_all_ranks((float(loss), step.trace_ids))
         bad = [part for part in parts if not math.isfinite(part[0])] or parts
         names = ", ".join(repr(name) for _, trace_ids in bad for name in trace_ids)
         raise ValueError(
@@ -239,12 +240,3 @@ class SFTModule(L.LightningModule):
         self.log("train/learning_rate", learning_rate)
         self.log("train/fill", sum(step.lengths) / step.capacity if step.capacity else 0.0)
         self.log("train/loss_tokens", float(step.num_loss_tokens))
-
-
-def _on_all_ranks(value: Any) -> list[Any]:
-    """The value of every rank, on every rank."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return [value]
-    values: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(values, value)
-    return values

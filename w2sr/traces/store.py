@@ -223,9 +223,7 @@ def read_store(path: str | Path) -> list[Trace]:
         ValueError: not a store, no traces, a file that is missing, cut off or changed, or a trace that is there twice.
     """
     path = Path(path)
-    parts, journals = snapshot(path)
-    traces = [_trace(row, str(path / part.file)) for part in parts for row in read_part(path, part)]
-    traces += [trace for journal in journals for trace in journal]
+    traces = list(iter_store(path))
     if not traces:
         raise ValueError(f"{path} holds no traces. Check the path, or let a teacher write some first.")
     twice = [key for key, count in Counter(map(trace_key, traces)).items() if count > 1]
@@ -235,6 +233,19 @@ def read_store(path: str | Path) -> list[Trace]:
             "Were two writers given the same problems?"
         )
     return traces
+
+
+def iter_store(path: Path) -> Iterator[Trace]:
+    """Yields every trace of a store as of now, a part at a time: the sealed parts, then the open journals.
+
+    Raises:
+        ValueError: as `read_store`, but nothing for an empty store or a trace that is there twice.
+    """
+    parts, journals = snapshot(path)
+    for part in parts:
+        yield from (_trace(row, str(path / part.file)) for row in read_part(path, part))
+    for journal in journals:
+        yield from journal
 
 
 def snapshot(path: Path) -> tuple[tuple[Part, ...], list[list[Trace]]]:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
-import socket
 import weakref
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,6 +11,7 @@ from types import TracebackType
 
 import pyarrow as pa
 
+from w2sr.traces.locks import acquire, release
 from w2sr.traces.store import (
     MANIFEST,
     SCHEMA,
@@ -62,7 +61,7 @@ class TraceWriter:
         self._journal: int | None = None
         self._size = 0
         self.path.mkdir(parents=True, exist_ok=True)
-        self._lock: int | None = _acquire(self.path / f"lock-{writer}", blocking=False)
+        self._lock: int | None = acquire(self.path / f"lock-{writer}", blocking=False)
         _open_writers.add(self)
         try:
             self._recover()
@@ -105,9 +104,11 @@ class TraceWriter:
                 view = view[os.write(journal, view) :]
             if self._fsync:
                 os.fsync(journal)
-        except BaseException:
+        except BaseException as error:
             # A full disk leaves half a line; the next one would make of it a damaged line in the middle.
             os.ftruncate(journal, self._size)
+            if isinstance(error, OSError):
+                raise self._unwritable(error) from error
             raise
         self._size += len(line)
         self._done.add(key)
@@ -121,9 +122,11 @@ class TraceWriter:
         self._require_open()
         try:
             return self._seal()
-        except BaseException:
+        except BaseException as error:
             # Which step failed decides what is on disk; the next writer finds out from the manifest.
             self.close()
+            if isinstance(error, OSError):
+                raise self._unwritable(error) from error
             raise
 
     def close(self) -> None:
@@ -131,12 +134,12 @@ class TraceWriter:
         self._close_journal()
         if self._lock is not None:
             lock, self._lock = self._lock, None
-            _release(self.path / f"lock-{self.writer}", lock)
+            release(self.path / f"lock-{self.writer}", lock)
 
     def _seal(self) -> Manifest:
         journal = self.path / journal_name(self.writer, self._generation)
         self._close_journal()
-        lock = _acquire(self.path / MANIFEST_LOCK, blocking=True)
+        lock = acquire(self.path / MANIFEST_LOCK, blocking=True)
         try:
             manifest = read_manifest(self.path) if (self.path / MANIFEST).exists() else Manifest()
             if journal.exists():
@@ -145,11 +148,19 @@ class TraceWriter:
                 manifest = Manifest((*manifest.parts, part))
             write_manifest(self.path, manifest)
         finally:
-            _release(self.path / MANIFEST_LOCK, lock)
+            release(self.path / MANIFEST_LOCK, lock)
         if journal.exists():
             journal.unlink()
             self._generation += 1
         return manifest
+
+    def _unwritable(self, error: OSError) -> OSError:
+        """What a full disk means for the traces."""
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        return OSError(
+            f"The trace store {self.path} cannot be written: {reason}. The {len(self._done):,} traces that it holds "
+            "are kept. Make room and run the same command again: it goes on from there."
+        )
 
     def _recover(self) -> None:
         """Clears what a killed writer left and finds out what is there."""
@@ -211,35 +222,6 @@ def _forget_all() -> None:
 
 
 os.register_at_fork(after_in_child=_forget_all)
-
-
-def _acquire(path: Path, *, blocking: bool) -> int:
-    """Locks a file for this process and writes its pid and host into it. Returns the descriptor that holds the lock."""
-    while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX if blocking else fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.pread(descriptor, 200, 0).decode(errors="replace").strip() or "an unknown process"
-            os.close(descriptor)
-            raise ValueError(
-                f"{path.parent} is being written by {holder} ({path.name} is locked). Wait for it or stop it, or give "
-                "this process another writer name."
-            ) from None
-        # The holder removes the file as it leaves: a lock on a removed file holds nobody off.
-        if os.fstat(descriptor).st_nlink:
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, f"pid {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
-            return descriptor
-        os.close(descriptor)
-
-
-def _release(path: Path, descriptor: int) -> None:
-    """Removes the lock file while it is still held, then gives the lock back."""
-    try:
-        path.unlink(missing_ok=True)
-    finally:
-        os.close(descriptor)
 
 
 def write_store(path: str | Path, traces: Iterable[Trace]) -> Manifest:
