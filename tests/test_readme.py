@@ -25,7 +25,7 @@ def test_every_verb_exists() -> None:
     from w2sr.cli import VERBS
 
     verbs = set(re.findall(r"lightning_cli\.py (\w+)", README))
-    assert verbs <= {"fit", "test", *VERBS}
+    assert verbs <= {"fit", "test", "predict", *VERBS}
 
 
 def test_every_link_leads_somewhere() -> None:

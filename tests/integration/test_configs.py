@@ -20,9 +20,9 @@ SELECTIONS = sorted((CONFIGS / "selection").glob("*.yaml"))
 
 
 def parse(*files: Path, extra: tuple[str, ...] = ()) -> Any:
-    """The configuration of `fit` or `test` as the command line sees it, nothing instantiated."""
+    """The configuration of `fit`, `test` or `predict` as the command line sees it, nothing instantiated."""
     register_strategies()
-    verb = "test" if files[0].stem == "eval" else "fit"
+    verb = {"eval": "test", "distill": "predict"}.get(files[0].stem, "fit")
 
     class ParseOnly(W2SRCLI):
         def instantiate_classes(self) -> None:
@@ -44,7 +44,7 @@ def parse(*files: Path, extra: tuple[str, ...] = ()) -> Any:
 
 
 def test_there_are_bases_and_overlays() -> None:
-    assert {path.stem for path in BASES} >= {"w2sr", "w2sr_p", "w2sr_n", "eval"}
+    assert {path.stem for path in BASES} >= {"w2sr", "w2sr_p", "w2sr_n", "eval", "distill"}
     assert len(OVERLAYS) >= 12
 
 
