@@ -44,8 +44,8 @@ class FormatGate:
         if self.has_passed:
             return
         examples = "".join(
-            f"\n  {printable(trace.trace_id)}, {trace.num_tokens:,} tokens, finish reason {trace.finish_reason}: "
-            f"{printable(trace.completion)}"
+            f"\n  {escaped(trace.trace_id)}, {trace.num_tokens:,} tokens, finish reason {trace.finish_reason}: "
+            f"{escaped(trace.completion)}"
             for trace in self._shown
         )
         raise ValueError(
@@ -55,10 +55,10 @@ class FormatGate:
         )
 
 
-def printable(text: str, limit: int = SHOWN_CHARACTERS) -> str:
+def escaped(text: str, limit: int = SHOWN_CHARACTERS) -> str:
     r"""The beginning of a model's text on one line, with every control character escaped.
 
-    >>> print(printable("a\x1b[2Jb\nc" + "d" * 9, limit=8))
+    >>> print(escaped("a\x1b[2Jb\nc" + "d" * 9, limit=8))
     'a\x1b[2Jb\nc' and 9 characters more
     """
     shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text[:limit])
