@@ -44,7 +44,7 @@ class Fixed:
         for request in requests:
             time.sleep(self.pause_s)
             text = f"\\boxed{{{PROBLEMS[request.problem_id].reference_answer}}}"
-            yield Completion(request.problem_id, request.sample_index, (1, 2, 3), text, "stop")
+            yield Completion(request.problem_id, request.sample_index, (1, 2, 3), text, "stop", ((0, 2),))
 
 
 @pytest.fixture
@@ -63,12 +63,13 @@ def test_a_trace_says_where_it_comes_from(verifiers: dict[str, Verifier]) -> Non
     assert (first.source, second.source) == ("words", "sums")
     assert (second.problem, second.reference_answer, second.completion) == ("1 + 1?", "2", "\\boxed{2}")
     assert (second.teacher, second.template_hash, second.engine, second.seed) == ("weak", "hash", "engine 1", 5)
-    assert second.sampling == '{"temperature": 0.7, "top_p": 0.9, "max_new_tokens": 77, "seed": 5}'
+    assert second.sampling == '{"temperature": 0.7, "top_p": 0.9, "max_new_tokens": 77, "seed": 5, "stop_text": []}'
     assert (second.sample_index, second.num_tokens, second.finish_reason) == (3, 3, "stop")
     assert (second.answer, second.answer_rule, second.verdict) == ("2", "boxed", "correct")
     assert first.grader == "exact" and second.grader.startswith("math") and second.grader_version
+    assert second.no_loss_spans == "[[0, 2]]"
     unset = {name for name in Trace.__slots__ if getattr(second, name) in ("", None, -1, -1.0)}
-    assert not unset
+    assert unset == {"corruption"}
 
 
 def test_every_completion_becomes_one_trace_and_seconds_sum_to_the_time(verifiers: dict[str, Verifier]) -> None:

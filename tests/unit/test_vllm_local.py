@@ -95,7 +95,7 @@ def test_a_completion_that_vllm_broke_off_is_none(monkeypatch: pytest.MonkeyPatc
 class Writes(LightningModule):
     """A module with an engine, as every module that writes traces has one."""
 
-    def __init__(self, engine: RolloutEngine = Embedded(num_slots=7)) -> None:  # noqa: B008
+    def __init__(self, engine: RolloutEngine = Embedded(num_slots=7)) -> None:
         super().__init__()
         self.engine = engine
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
@@ -60,7 +61,7 @@ def make_recipe(
         stop_token=chat.stop_token,
         instruction=chat.instruction,
         template_hash=chat.template_hash,
-        sampling=asdict(sampling),
+        sampling=json.loads(json.dumps(asdict(sampling))),  # as it is read back: lists, no tuples
         num_samples=num_samples,
         problems={
             name: {
@@ -68,6 +69,7 @@ def make_recipe(
                 "sha256": _hash_of(asked),
                 "rules": list(files[name].rules),
                 "kind": files[name].kind,
+                "tolerance": asdict(files[name].tolerance),
             }
             for name, asked in by_source.items()
         },

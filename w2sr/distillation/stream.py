@@ -99,4 +99,5 @@ def _trace(
         template_hash=stamp.template_hash,
         engine=stamp.engine,
         seconds=seconds,
+        no_loss_spans=json.dumps(completion.no_loss_spans) if completion.no_loss_spans else "",
     )

@@ -31,7 +31,7 @@ from w2sr.distillation import (
 )
 from w2sr.modules.ranks import on_all_ranks, patient_group
 from w2sr.policy import context_length
-from w2sr.rollouts import Embedded, RolloutEngine
+from w2sr.rollouts import Embedded, RolloutEngine, sample_requests
 from w2sr.shards import WHOLE, Shard
 from w2sr.traces import TraceWriter, claim, iter_store
 from w2sr.types import Problem, ProblemBatch, SampleRequest, Sampling
@@ -117,26 +117,25 @@ class DistillModule(L.LightningModule):
     def predict_step(self, batch: ProblemBatch, batch_idx: int) -> None:
         """Samples what the store lacks of this rank's share. Returns nothing: the traces are in the store."""
         wanted = [
-            (problem, index)
+            request
             for problem in batch.problems
             if problem.problem_id in self.problems
-            for index in range(self.num_samples)
+            for request in sample_requests(problem, self.chat, self.num_samples)
         ]
         # the weights' dtype is the precision, as everywhere that completions are sampled
         with self._writer() as writer, torch.autocast(self.device.type, enabled=False):
             done = writer.done()
-            left = [(p, index) for p, index in wanted if (p.problem_id, self.teacher, index) not in done]
+            left = [r for r in wanted if (r.problem_id, self.teacher, r.sample_index) not in done]
             self.progress = self._progress(len(wanted) - len(left), len(wanted))
             if left:
                 self._sample(writer, left)
 
-    def _sample(self, writer: TraceWriter, wanted: list[tuple[Problem, int]]) -> None:
+    def _sample(self, writer: TraceWriter, requests: list[SampleRequest]) -> None:
         """The stream: a trace is sampled, verified, written, counted."""
         if not self.gate.has_passed:
             for trace in iter_store(self.store):
                 self.gate.add(trace)
             self.gate.check()
-        requests = [SampleRequest(p.problem_id, index, tuple(self.chat.prompt_ids(p.problem))) for p, index in wanted]
         verifiers = cast(Any, self.trainer).datamodule.verifiers
         stamp = Stamp(self.teacher, self.chat.template_hash, self._engine_name())
         with self.engine.open(self.teacher, self.chat, self.device) as generator, self.progress:

@@ -43,7 +43,7 @@ class Recipe:
     stop_token: str
     instruction: str
     template_hash: str
-    sampling: dict[str, float]
+    sampling: dict[str, object]
     num_samples: int
     problems: dict[str, dict[str, object]]
     problems_by_shard: list[int]
