@@ -231,7 +231,7 @@ noise from the nearest end of the interval that it fell into, as a probability. 
 {common.table(["mode", "completions", *(f"differ with {slots} slots" for slots in SLOTS[1:]), "smallest margin", *(f"margin < {limit:g}" for limit in MARGINS)], tie_lines(ties))}
 *Margin < x* counts completions by their smallest margin over all their tokens.
 {flip_text(ties)}
-Not measured: other models, bfloat16 (where last bits are a thousand times larger), GPUs, and the vLLM engines.
+Not measured: other models, bfloat16 (whose last bits are 65,536 times larger), GPUs, and the vLLM engines.
 """
 
 

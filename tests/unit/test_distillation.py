@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -137,8 +138,15 @@ def test_progress_is_a_line_now_and_then_in_a_log_file(monkeypatch: pytest.Monke
             now[0] += 10
             progress.add(trace)
     # after 30 s: 3 traces with 10 + 10 + 30 tokens
-    line = "rank 0 of 2: 7 of 20 traces (35 %), 0.1 traces/s, 2 tokens/s, 66.7 % correct, 33.3 % cut off\n"
-    assert out.getvalue() == line
+    assert out.getvalue() == "rank 0 of 2: 7 of 20 traces, 0.1/s, 2 tokens/s, 67 % correct, 33 % cut off\n"
+
+
+def test_progress_is_whole_on_a_narrow_terminal() -> None:
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=True, width=80, legacy_windows=False)
+    with TraceProgress(8000, 9000, console=console) as progress:
+        progress.add(TRACE)
+    assert re.search(r"8,001 of 9,000 traces, [\d,.]+/s, [\d,]+ tokens/s, 100 % correct, 0 % cut off", out.getvalue())
 
 
 def test_the_summary_names_the_next_command(monkeypatch: pytest.MonkeyPatch) -> None:

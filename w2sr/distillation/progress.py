@@ -7,6 +7,7 @@ from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Column
 
 from w2sr.distillation.tally import Tally
 from w2sr.types import Trace
@@ -31,8 +32,7 @@ class TraceProgress:
         self.tally = Tally()
         self.seconds = 0.0
         self._began_s = self._said_s = time.monotonic()
-        columns = (BarColumn(), TextColumn("{task.description}", markup=False), TimeRemainingColumn())
-        self._bar = Progress(*columns, console=console) if console is not None and console.is_terminal else None
+        self._bar = _bar(console) if console is not None and console.is_terminal else None
         self._task = self._bar.add_task(self.line(), total=num_all, completed=num_done) if self._bar else None
 
     def __enter__(self) -> TraceProgress:
@@ -59,18 +59,17 @@ class TraceProgress:
             self.console.print(self.line(), markup=False, highlight=False, soft_wrap=True)
 
     def line(self) -> str:
-        """`1,234 of 8,523 traces (14 %), 3.2 traces/s, 1,532 tokens/s, 61.0 % correct, 4.0 % cut off`."""
-        num_now = self.num_done + self.tally.num_traces
-        share = f"{100 * num_now / self.num_all:.0f} %" if self.num_all else "-"
-        line = f"{self.label}{num_now:,} of {self.num_all:,} traces ({share})"
-        if not self.tally.num_traces:
+        """`1,234 of 8,523 traces, 3.2/s, 1,532 tokens/s, 61 % correct, 4 % cut off`: fits into 80 characters."""
+        tally, seconds = self.tally, max(self.seconds, 1e-9)
+        line = f"{self.label}{self.num_done + tally.num_traces:,} of {self.num_all:,} traces"
+        if not tally.num_traces:
             return line
-        return f"{line}, {self.rates()}, {100 * self.tally.correct_frac:.1f} % correct, {self._cut_off()} cut off"
+        rates = f"{tally.num_traces / seconds:.1f}/s, {tally.num_tokens / seconds:,.0f} tokens/s"
+        return f"{line}, {rates}, {100 * tally.correct_frac:.0f} % correct, {100 * tally.cut_off_frac:.0f} % cut off"
 
-    def rates(self) -> str:
-        """Traces and tokens a second of this run."""
-        seconds = max(self.seconds, 1e-9)
-        return f"{self.tally.num_traces / seconds:.1f} traces/s, {self.tally.num_tokens / seconds:,.0f} tokens/s"
 
-    def _cut_off(self) -> str:
-        return f"{100 * self.tally.cut_off_frac:.1f} %"
+def _bar(console: Console) -> Progress:
+    """The line first, whole; the bar gets what is left of the terminal's width."""
+    text = TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True))
+    bar = BarColumn(bar_width=None, table_column=Column(ratio=1))
+    return Progress(text, bar, TimeRemainingColumn(compact=True), console=console, expand=True)
