@@ -17,11 +17,12 @@ from typing import Any
 import pytest
 import yaml
 
+from w2sr.chat import Chat
 from w2sr.cli import main
 from w2sr.miniature.world import problems
 from w2sr.rollouts import Embedded, EmbeddedGenerator
 from w2sr.traces import TraceWriter, read_manifest, read_store, trace_key
-from w2sr.types import Completion, SampleRequest, Sampling, Trace
+from w2sr.types import IGNORE_INDEX, Completion, SampleRequest, Sampling, Trace
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SAMPLED = {"temperature": 1.0, "max_new_tokens": 9, "seed": 4}
@@ -124,6 +125,7 @@ def test_every_sample_is_in_the_store_with_its_provenance(
 
 KILL = """
 import os, signal, sys
+from w2sr.chat import Chat
 from w2sr.cli import main
 from w2sr.traces import TraceWriter
 append = TraceWriter.append
@@ -402,3 +404,48 @@ def test_the_shipped_configuration_ends_in_a_command_that_trains(
     main([*shlex.split(command), *small])
     selection = json.loads((tmp_path / "fit" / "selection.json").read_text())
     assert selection["teachers"] == ["w2sr/miniature/teacher"] and selection["num_train_traces"] > 8
+
+
+EQUATIONS = '{open: "", close: " = ", result: "{}"}'
+
+
+def test_a_calculator_puts_results_right_and_they_teach_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The shipped teacher on 24 problems: more right answers, and no loss on any number behind an equals sign."""
+    file = tmp_path / "asked.jsonl"
+    file.write_text("".join(json.dumps(p._asdict()) + "\n" for p in problems("train", 24, seed=3)))
+    monkeypatch.chdir(REPOSITORY)
+    problem_key = "--data.init_args.problems={miniature: {path: " + str(file) + "}}"
+    stores = {}
+    for name, extra in (("alone", []), ("helped", [f"--model.init_args.calculator={EQUATIONS}"])):
+        predict(Path("configs/distill.yaml"), f"--trainer.default_root_dir={tmp_path / name}", problem_key, *extra)
+        stores[name] = read_store(tmp_path / name)
+    right = {name: sum(trace.verdict == "correct" for trace in traces) for name, traces in stores.items()}
+    assert right["helped"] >= right["alone"] + 4
+    assert not any(trace.no_loss_spans for trace in stores["alone"])
+    chat = Chat.load(REPOSITORY / "w2sr/miniature/student")
+    for trace, segment in zip(stores["helped"], chat.segments(stores["helped"]), strict=True):
+        spans = json.loads(trace.no_loss_spans)
+        results = [trace.completion[start:end] for start, end in spans]
+        assert results == re.findall(r" = (\d+)", trace.completion)[: len(results)]
+        taught = [int(label) for label in segment.labels if label != IGNORE_INDEX]
+        assert len(taught) == trace.num_tokens - len(results), "each result is one token here"
+        assert " = ." in chat.decode(taught)
+    with pytest.raises(SystemExit):
+        predict(Path("configs/distill.yaml"), f"--trainer.default_root_dir={tmp_path / 'helped'}", problem_key)
+    assert "calculator.close: there ' = ', here None" in capsys.readouterr().err
+
+
+def test_evaluation_knows_the_calculator_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "asked.jsonl"
+    file.write_text("".join(json.dumps(p._asdict()) + "\n" for p in problems("test", 24, seed=3)))
+    monkeypatch.chdir(REPOSITORY)
+    scores = {}
+    for name, extra in (("alone", []), ("helped", [f"--model.init_args.calculator={EQUATIONS}"])):
+        words = ["--model.init_args.student=w2sr/miniature/teacher", "--data.init_args.benchmarks={miniature: {path: "]
+        words[1] += str(file) + "}}"
+        main(["test", "--config=configs/eval.yaml", *words, f"--trainer.default_root_dir={tmp_path / name}", *extra])
+        lines = (tmp_path / name / "completions.jsonl").read_text().splitlines()
+        scores[name] = sum(json.loads(line)["correct"] for line in lines)
+    assert scores["helped"] >= scores["alone"] + 4

@@ -143,6 +143,13 @@ def test_a_call_right_before_the_end_is_not_answered() -> None:
     assert engine.asked == [(0, (" = ",)), (5, (" = ",))]
 
 
+def test_a_result_that_the_tokenizer_cannot_spell_is_left_to_the_model() -> None:
+    _, chat = teacher()  # knows the numbers up to 199
+    engine = Scripted(chat, ["150 + 150 = ", "7."], stop_after=2)
+    (got,) = ToolGenerator(engine, EQUATIONS, chat).stream([SampleRequest("p", 0, (5,))], Sampling())
+    assert got.text == "150 + 150 = 7." and got.no_loss_spans == ()
+
+
 def test_a_result_without_room_behind_it_ends_the_completion() -> None:
     _, chat = teacher()
     engine = Scripted(chat, ["2 + 3 = "], stop_after=9)

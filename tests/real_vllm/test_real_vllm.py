@@ -24,8 +24,9 @@ import torch
 from w2sr.chat import Chat
 from w2sr.policy import load_policy
 from w2sr.problems import read_problems
-from w2sr.rollouts import EmbeddedGenerator, OpenAIServer, sample_requests
+from w2sr.rollouts import EmbeddedGenerator, OpenAIServer, ToolGenerator, sample_requests
 from w2sr.rollouts.agreement import agreement
+from w2sr.tools import Calculator
 from w2sr.types import Completion, SampleRequest, Sampling
 
 pytestmark = pytest.mark.vllm
@@ -224,6 +225,20 @@ def test_a_completion_that_ends_at_a_text_can_go_on_behind_it(engines: Engines, 
     # 160 tokens in all, not 160 more
     (cut,) = ask_server(engines, rest[:1], replace(GREEDY, max_new_tokens=rest[0].num_done + 5))
     assert len(cut.token_ids) == 5 and cut.finish_reason == "length"
+
+
+def test_a_calculator_works_through_the_server(engines: Engines, requests: list[SampleRequest]) -> None:
+    """Round by round through the server as in the embedded engine; where they part, the logits were tied."""
+    chat, policy = Chat.load(TEACHER), load_policy(TEACHER)
+    calculator = Calculator(open="", close=" = ", result="{}")
+    embedded = EmbeddedGenerator(policy, chat.stop_token_ids, chat.decode)
+    here = by_key(list(ToolGenerator(embedded, calculator, chat).stream(requests[:16], GREEDY)))
+    engine = OpenAIServer(engines.url, give_up_after_s=START_S)
+    with engine.open(str(engines.model), chat, torch.device("cpu")) as generator:
+        there = by_key(list(ToolGenerator(generator, calculator, chat).stream(requests[:16], GREEDY)))
+    same = [here[key] == there[key] for key in here]
+    assert sum(same) >= 15, "a tie is rare"
+    assert sum(len(completion.no_loss_spans) for completion in there.values()) > 50
 
 
 def test_prompts_beyond_the_model_are_named(engines: Engines) -> None:

@@ -21,6 +21,7 @@ RECIPE = Recipe(
     instruction="",
     template_hash="0123456789abcdef",
     sampling={"temperature": 0.7, "top_p": 0.9, "max_new_tokens": 77, "seed": 5},
+    calculator={},
     num_samples=2,
     problems={"toy": {"num_problems": 9, "sha256": "aa", "rules": ["boxed"], "kind": "math"}},
     problems_by_shard=[4, 5],
@@ -37,6 +38,7 @@ def test_the_first_writes_and_the_next_agrees(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
+        ({"calculator": {"close": "</t>"}}, "calculator.close: there None, here '</t>'"),
         ({"teacher": "weak-8"}, "teacher: there 'weak-7', here 'weak-8'"),
         ({"sampling": {**RECIPE.sampling, "seed": 6}}, "sampling.seed: there 5, here 6"),
         ({"template_hash": "f"}, "template_hash: there '0123456789abcdef', here 'f'"),

@@ -9,6 +9,7 @@ from dataclasses import asdict
 
 from w2sr.chat import Chat
 from w2sr.shards import shard_number
+from w2sr.tools import Calculator
 from w2sr.traces import Recipe
 from w2sr.types import DataFile, Problem, Sampling
 
@@ -47,6 +48,7 @@ def make_recipe(
     files: Mapping[str, DataFile],
     problems: Sequence[Problem],
     num_shards: int,
+    calculator: Calculator | None = None,
 ) -> Recipe:
     """The recipe of a run: what its store may not mix. Problems count by what they ask, not by where they were read."""
     by_source: dict[str, list[Problem]] = {name: [] for name in files}
@@ -62,6 +64,7 @@ def make_recipe(
         instruction=chat.instruction,
         template_hash=chat.template_hash,
         sampling=json.loads(json.dumps(asdict(sampling))),  # as it is read back: lists, no tuples
+        calculator={} if calculator is None else asdict(calculator),
         num_samples=num_samples,
         problems={
             name: {

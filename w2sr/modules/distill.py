@@ -31,8 +31,9 @@ from w2sr.distillation import (
 )
 from w2sr.modules.ranks import on_all_ranks, patient_group
 from w2sr.policy import context_length
-from w2sr.rollouts import Embedded, RolloutEngine, sample_requests
+from w2sr.rollouts import Embedded, RolloutEngine, ToolGenerator, sample_requests
 from w2sr.shards import WHOLE, Shard
+from w2sr.tools import Calculator
 from w2sr.traces import TraceWriter, claim, iter_store
 from w2sr.types import Problem, ProblemBatch, SampleRequest, Sampling
 
@@ -50,6 +51,8 @@ class DistillModule(L.LightningModule):
         trust_remote_code: allow code from the teacher's repository for its tokenizer and configuration.
         sampling: temperature, top_p, token limit and seed. The paper's teachers answer greedily.
         num_samples: traces a problem.
+        calculator: the teacher may call a calculator while it writes (see `w2sr.tools`); what that inserts carries no
+            loss when a student is trained on the traces.
         on_long_problem: a problem that does not fit into the teacher's context with its answer stops the run
             (`error`), or is left out and counted (`skip`).
         gate_traces: after so many traces the run stops if
@@ -69,6 +72,7 @@ class DistillModule(L.LightningModule):
         trust_remote_code: bool = False,
         sampling: Sampling = Sampling(),
         num_samples: int = 1,
+        calculator: Calculator | None = None,
         on_long_problem: Literal["error", "skip"] = "error",
         gate_traces: int = 200,
         gate_min_answers: float = 0.5,
@@ -81,7 +85,7 @@ class DistillModule(L.LightningModule):
         self.template, self.stop_token, self.instruction = template, stop_token, instruction
         self.trust_remote_code = trust_remote_code
         self.sampling, self.num_samples, self.on_long_problem = sampling, num_samples, on_long_problem
-        self.log_every_s = log_every_s
+        self.calculator, self.log_every_s = calculator, log_every_s
         self.gate = FormatGate(gate_traces, gate_min_answers, self._advice())
         if num_samples < 1 or (num_samples > 1 and sampling.temperature == 0):
             raise ValueError(
@@ -102,9 +106,16 @@ class DistillModule(L.LightningModule):
         problems = self._that_fit(data.train_problems)
         self.problems = {problem.problem_id: problem for problem in problems}
         self.shard: Shard = data.shard
-        engine = type(self.engine).__name__
         self.recipe = make_recipe(
-            self.teacher, engine, self.chat, self.sampling, self.num_samples, data.problems, problems, self.shard.count
+            self.teacher,
+            type(self.engine).__name__,
+            self.chat,
+            self.sampling,
+            self.num_samples,
+            data.problems,
+            problems,
+            self.shard.count,
+            self.calculator,
         )
         claim(self.store, self.recipe)
         self.ranks = patient_group()
@@ -139,6 +150,8 @@ class DistillModule(L.LightningModule):
         verifiers = cast(Any, self.trainer).datamodule.verifiers
         stamp = Stamp(self.teacher, self.chat.template_hash, self._engine_name())
         with self.engine.open(self.teacher, self.chat, self.device) as generator, self.progress:
+            if self.calculator is not None:
+                generator = ToolGenerator(generator, self.calculator, self.chat)
             for trace in distill(requests, self.problems, generator, verifiers, self.sampling, stamp):
                 writer.append(trace)
                 self.progress.add(trace)

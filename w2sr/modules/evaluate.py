@@ -11,8 +11,9 @@ from w2sr.attention import Engine
 from w2sr.chat import Chat
 from w2sr.evaluation import evaluate
 from w2sr.policy import DTypeName, Policy, load_policy
-from w2sr.rollouts import EmbeddedGenerator
+from w2sr.rollouts import EmbeddedGenerator, Generator, ToolGenerator
 from w2sr.templates import Template
+from w2sr.tools import Calculator
 from w2sr.types import EvalRecord, ProblemBatch, Sampling
 
 
@@ -31,6 +32,7 @@ class EvalModule(L.LightningModule):
         sampling: temperature, top_p, token limit and seed. The paper evaluates at 0.6 and 0.95.
         num_samples: completions a problem.
         num_slots: sequences that are generated together.
+        calculator: the model may call a calculator while it writes (see `w2sr.tools`).
         learning_rates: not used; model overlays name them for the modules that train.
     """
 
@@ -47,6 +49,7 @@ class EvalModule(L.LightningModule):
         sampling: Sampling = Sampling(),
         num_samples: int = 1,
         num_slots: int = 128,
+        calculator: Calculator | None = None,
         learning_rates: dict[str, float] | None = None,
     ) -> None:
         super().__init__()
@@ -54,6 +57,7 @@ class EvalModule(L.LightningModule):
         self.template, self.stop_token, self.instruction = template, stop_token, instruction
         self.dtype_name, self.attention, self.trust_remote_code = dtype, attention, trust_remote_code
         self.sampling, self.num_samples, self.num_slots = sampling, num_samples, num_slots
+        self.calculator = calculator
         self.policy: Policy | None = None
         self.records: list[EvalRecord] = []
 
@@ -77,7 +81,11 @@ class EvalModule(L.LightningModule):
 
     def test_step(self, batch: ProblemBatch, batch_idx: int) -> None:
         assert self.policy is not None, "configure_model loads the policy"
-        generator = EmbeddedGenerator(self.policy, self.chat.stop_token_ids, self.chat.decode, num_slots=self.num_slots)
+        generator: Generator = EmbeddedGenerator(
+            self.policy, self.chat.stop_token_ids, self.chat.decode, num_slots=self.num_slots
+        )
+        if self.calculator is not None:
+            generator = ToolGenerator(generator, self.calculator, self.chat)
         problems = [problem for problem, weight in zip(*batch, strict=True) if weight]
         verifiers = cast(Any, self.trainer).datamodule.verifiers
         # the weights' dtype is the precision, as everywhere that completions are sampled

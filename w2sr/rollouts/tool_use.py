@@ -39,7 +39,8 @@ class ToolGenerator:
 
     All requests are sampled up to their next call or their end; those with a call go on in a next round behind its
     result. The noise of a token depends on its position, so a result that the model would have written itself changes
-    nothing that follows. Inserted tokens count towards `max_new_tokens`.
+    nothing that follows. Inserted tokens count towards `max_new_tokens`. A result that the tokenizer cannot spell is
+    left to the model.
 
     Args:
         generator: the engine. It must honour `Sampling.stop_text` and `SampleRequest.num_done`.
@@ -73,12 +74,14 @@ class ToolGenerator:
         if not paused or num_tokens >= max_new_tokens:
             return False
         text = draft.text + part.text
-        result = self.calculator.answer(text)
-        inserted = self._encoded(result) if result else ()
+        result = self.calculator.answer(text) or ""
+        inserted = self._encoded(result)
+        if self.chat.tokenizer.unk_token_id in inserted:
+            result, inserted = "", ()
         if num_tokens + len(inserted) >= max_new_tokens:
             return False  # a result without a word behind it helps nobody
         draft.token_ids += part.token_ids + inserted
-        draft.text = text + (result or "")
+        draft.text = text + result
         if result:
             draft.spans += ((len(text), len(text) + len(result)),)
         return True

@@ -32,6 +32,7 @@ class Recipe:
         engine: class of the engine; another one samples by another law of chance.
         template, stop_token, instruction: how a problem becomes a prompt, and `template_hash` what comes of it.
         sampling: the fields of `Sampling`.
+        calculator: the fields of `Calculator`, or nothing where the teacher has none.
         num_samples: traces a problem.
         problems: name of a source → its number of problems, a hash of them, and how their answers are graded.
         problems_by_shard: how many problems each shard has; their number is the number of shards.
@@ -44,6 +45,7 @@ class Recipe:
     instruction: str
     template_hash: str
     sampling: dict[str, object]
+    calculator: dict[str, object]
     num_samples: int
     problems: dict[str, dict[str, object]]
     problems_by_shard: list[int]
