@@ -11,16 +11,18 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn, cast
 
 import lightning as L
 import torch
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import StrategyRegistry
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from w2sr.config_errors import Parser, config_letter
+from w2sr.runs import Stopped, holds_a_run, newest_checkpoint, ways_on, where_it_stands
 
 EPILOG = """Verbs beside the Trainer's:
   ask STUDENT "QUESTION"    one answer of a model directory
@@ -60,25 +62,36 @@ class RunConfig(SaveConfigCallback):
 
 
 class W2SRCLI(LightningCLI):
-    """LightningCLI with one directory a run: configuration, checkpoints, TensorBoard log and results lie together."""
+    """LightningCLI with one directory a run: configuration, checkpoints, TensorBoard log and results lie together.
+
+    Args:
+        words: the command line without the program, for messages that name the next one.
+    """
+
+    def __init__(self, *args: Any, words: Sequence[str], **kwargs: Any) -> None:
+        self.words = words
+        super().__init__(*args, **kwargs)
 
     def _parse_ckpt_path(self) -> None:
         """Nothing: the configuration is what the command line says, and fit opens the checkpoint."""
 
     def before_fit(self) -> None:
         """Refuses a run directory that holds a run, unless this one goes on from its checkpoint."""
-        self._refuse_a_used_directory("fit", "Go on with it: add --ckpt_path last. Or start anew")
+        wanted, folder = self._get(self.config, "ckpt_path"), Path(self.trainer.default_root_dir)
+        if not wanted and holds_a_run(folder):
+            raise ValueError(f"{where_it_stands(folder)}\n{ways_on(folder, self.words)}")
+        if wanted == "last" and (last := newest_checkpoint(folder)) is not None:
+            self.config_init["fit"]["ckpt_path"] = str(last)  # config.yaml keeps the word
+        elif wanted == "last":
+            rank_zero_info(f"There is no checkpoint in {folder / 'checkpoints'} yet: training begins at step 0.")
+            self.config_init["fit"]["ckpt_path"] = None
 
     def before_test(self) -> None:
         """Refuses a run directory that holds a run: its results would be overwritten."""
-        self._refuse_a_used_directory("test", "Write")
-
-    def _refuse_a_used_directory(self, verb: str, way_out: str) -> None:
         folder = Path(self.trainer.default_root_dir)
-        goes_on = verb == "fit" and self._get(self.config, "ckpt_path")
-        if (folder / "config.yaml").exists() and not goes_on:
+        if holds_a_run(folder):
             raise ValueError(
-                f"The run directory {folder} holds a run already. {way_out} elsewhere: "
+                f"The run directory {folder} holds a run already. Write elsewhere: "
                 f"add --trainer.default_root_dir={folder}-2 (or remove {folder})."
             )
 
@@ -86,17 +99,29 @@ class W2SRCLI(LightningCLI):
         parser.set_defaults({"seed_everything": 0})
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
-        """A trainer that logs into the run directory unless the configuration names another logger."""
+        """A trainer that logs into the run directory unless the configuration names another logger.
+
+        It stops on Ctrl-C with a checkpoint (`StopOnInterrupt`), whatever callbacks the configuration names.
+        """
+        from w2sr.callbacks import StopOnInterrupt  # here, because it imports the engines
+
         wanted = self._get(self.config_init, "trainer", default={})
         if wanted.get("accelerator") in ("gpu", "cuda") and not torch.cuda.is_available():
             raise ValueError(
                 f"trainer.accelerator={wanted['accelerator']} needs a CUDA device; torch {torch.__version__} sees none "
                 "on this machine. Leave the GPU overlay out, or put --config configs/trainer/cpu.yaml after it."
             )
+        if wanted.get("use_distributed_sampler"):
+            raise ValueError(
+                "trainer.use_distributed_sampler=true would deal every optimizer step out to the processes a second "
+                "time: the loaders give each process its own share already. Remove the key, or set it to false."
+            )
         folder = wanted.get("default_root_dir") or "runs/unnamed"
         if wanted.get("logger") in (None, True):
             kwargs["logger"] = TensorBoardLogger(folder, name="", version="")
-        return super().instantiate_trainer(**{"default_root_dir": folder, **kwargs})
+        named = wanted.get("callbacks") or []
+        callbacks = [*(named if isinstance(named, list) else [named]), StopOnInterrupt(self.words)]
+        return super().instantiate_trainer(**{**kwargs, "default_root_dir": folder, "callbacks": callbacks})
 
 
 def register_strategies() -> None:
@@ -114,10 +139,20 @@ VERBS = ("ask", "audit", "corrupt", "decontaminate", "merge", "puzzles", "report
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs a verb, or hands over to LightningCLI.
 
-    What a user can mend ends with one message and exit status 2; W2SR_TRACEBACK=1 shows where it was raised.
+    What a user can mend ends with one message and exit status 2; W2SR_TRACEBACK=1 shows where it was raised. Ctrl-C
+    ends with 130, as shells expect of it.
     """
     try:
         _main(argv)
+    except Stopped as stop:
+        _end_as_interrupted(str(stop))
+    except KeyboardInterrupt:
+        _end_as_interrupted("Stopped.")
+    except SystemExit as end:
+        if not isinstance(end.__context__, KeyboardInterrupt):
+            raise
+        # Lightning's answer to Ctrl-C before the first training step, in a test, or while results are written
+        _end_as_interrupted("Stopped outside of training: no checkpoint was written.")
     except (ValueError, OSError, MisconfigurationException) as error:
         if os.environ.get("W2SR_TRACEBACK"):
             raise
@@ -125,6 +160,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         wrapped = str(error).startswith("Does not validate")
         print(f"error: {config_letter(str(error)) if wrapped else error}", file=sys.stderr)
         sys.exit(2)
+
+
+def _end_as_interrupted(letter: str) -> NoReturn:
+    """Says the letter once. Other ranks end with 0: on a failed one, Lightning kills the process that says it."""
+    if cast(Any, rank_zero_only).rank:
+        sys.exit(0)
+    print(letter, file=sys.stderr)
+    sys.exit(130)
 
 
 def _main(argv: Sequence[str] | None) -> None:
@@ -143,6 +186,8 @@ def _main(argv: Sequence[str] | None) -> None:
         parser_class=Parser,
         parser_kwargs={"epilog": EPILOG, "formatter_class": _formatter()},
         args=None if argv is None else words,
+        words=words,
+        trainer_defaults={"use_distributed_sampler": False},
     )
 
 
@@ -152,7 +197,7 @@ def _quieten() -> None:
 
     transformers_logging.disable_progress_bar()
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
-        lambda record: "Tip:" not in record.getMessage()
+        lambda record: not any(words in record.getMessage() for words in ("Tip:", "Detected KeyboardInterrupt"))
     )
     warnings.filterwarnings("ignore", message=".*treespec.*")
     for message in (
@@ -162,6 +207,8 @@ def _quieten() -> None:
         "dataloader is not resumable",
     ):
         warnings.filterwarnings("ignore", message=f".*{message}.*")
+    # a run that goes on writes its checkpoints where they are
+    warnings.filterwarnings("ignore", message=".*checkpoints exists and is not empty.*")
     # one batch is one optimizer step, so the state after it is the one to resume from
     warnings.filterwarnings("ignore", message=".*ModelCheckpoint with manual optimization.*")
 

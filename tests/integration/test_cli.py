@@ -158,4 +158,5 @@ def test_a_used_run_directory_is_refused_before_data_is_read(
     (tmp_path / "config.yaml").write_text("")
     arguments = (*BASE, f"--trainer.default_root_dir={tmp_path}", "--trainer.accelerator=cpu")
     message = refused(capsys, "fit", *arguments)
-    assert f"The run directory {tmp_path} holds a run already" in message and "--ckpt_path last" in message
+    assert f"The run directory {tmp_path} holds a run without a checkpoint." in message
+    assert "Start anew: " in message and f"--trainer.default_root_dir={tmp_path}-2" in message

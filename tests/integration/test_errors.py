@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+import yaml
 from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 
 from w2sr.cli import main
@@ -230,6 +231,49 @@ def test_a_checkpoint_that_is_cut_off(tmp_path: Path, refused: Refused, checkpoi
     cut.write_bytes(checkpoint.read_bytes()[:-5000])
     letter = refused("--ckpt_path", "last", trainer__callbacks=[SAVE])
     assert letter.startswith(f"{cut} is not a whole checkpoint (") and "Give another file with --ckpt_path" in letter
+
+
+def test_the_same_command_again_says_how_far_the_run_is(
+    tmp_path: Path, refused: Refused, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """2 of 8 steps: the run's end is not reached. Nothing is loaded to say so."""
+    run = tmp_path / "run"
+    shutil.copytree(checkpoint.parents[1], run)
+    (run / "finished.json").unlink()
+    monkeypatch.setattr(torch, "load", None)
+    letter = refused()
+    place = re.escape(str(run / "checkpoints" / "last.ckpt"))
+    assert re.match(
+        rf"The run directory {re.escape(str(run))} holds a run, stopped at step 2 of 2 \(epoch 0\); "
+        rf"checkpoint {place}, written \d{{4}}-\d\d-\d\d \d\d:\d\d:\d\d\.\nGo on:      .* --ckpt_path last\n"
+        rf"Start anew: .* --trainer.default_root_dir={re.escape(str(run))}-2\n$",
+        letter,
+    ), letter
+
+
+def test_last_where_there_is_no_checkpoint_yet_says_that_it_begins(
+    tmp_path: Path, fit_config: FitConfig, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A job that is queued again carries the same words in its first life."""
+    with caplog.at_level("INFO"):
+        main(["fit", "--config", str(fit_config(tmp_path / "run", trainer__max_steps=1)), "--ckpt_path", "last"])
+    assert (
+        f"There is no checkpoint in {tmp_path / 'run' / 'checkpoints'} yet: training begins at step 0." in caplog.text
+    )
+
+
+def test_steps_cannot_be_dealt_out_twice(tmp_path: Path, refused: Refused, fit_config: FitConfig) -> None:
+    letter = refused(trainer__use_distributed_sampler=True)
+    assert (
+        "trainer.use_distributed_sampler=true would deal every optimizer step out to the processes a second" in letter
+    )
+    config = yaml.safe_load(fit_config(tmp_path / "run").read_text())
+    del config["trainer"]["use_distributed_sampler"]
+    config["trainer"]["max_steps"] = 1
+    (tmp_path / "silent.yaml").write_text(yaml.safe_dump(config))
+    main(["fit", "--config", str(tmp_path / "silent.yaml")])
+    written = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert written["trainer"]["use_distributed_sampler"] is False, "where nothing is said, not Lightning's default"
 
 
 # --- a full disk

@@ -134,7 +134,8 @@ def test_a_run_directory_that_holds_a_run_is_refused(
         fit(finished.parent / "run.yaml", "--data.init_args.keep=N")
     letter = capsys.readouterr().err
     assert stopped.value.code == 2
-    assert f"{finished} holds a run already" in letter and f"--trainer.default_root_dir={finished}-2" in letter
+    assert f"error: The run directory {finished} holds a finished run of " in letter
+    assert "Go on" not in letter and f"--data.init_args.keep=N --trainer.default_root_dir={finished}-2" in letter
     changed = [path.name for path, time in before.items() if path.stat().st_mtime_ns != time]
     assert changed == [], "a refused run leaves the old one as it is"
 

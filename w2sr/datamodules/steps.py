@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -107,10 +108,16 @@ class StepLoader(DataLoader[StepBatch]):
             sampler=StepSampler(dataset, trainer),
             num_workers=num_workers,
             collate_fn=_unchanged,
+            worker_init_fn=_ignore_interrupts,
         )
 
     def __iter__(self) -> Iterator[StepBatch]:  # type: ignore[override]
         yield from super().__iter__()
+
+
+def _ignore_interrupts(worker: int) -> None:
+    """Ctrl-C reaches every process of the terminal; the training process decides when its workers end."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _unchanged(step: Any) -> Any:

@@ -14,6 +14,7 @@ import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
 from w2sr.policy import LoRA, Policy
+from w2sr.runs import Progress, add_label
 
 NUM_NAMED_DIFFERENCES = 4
 UNIMPORTANT = ("architectures", "attention_dropout", "dtype", "transformers_version", "use_cache")
@@ -35,6 +36,9 @@ class WholeCheckpointIO(TorchCheckpointIO):
         aside = file.with_name(f".{file.name}.tmp")
         content = io.BytesIO()  # torch.save to a full disk raises an error that does not say so
         torch.save(checkpoint, content)
+        if "global_step" in checkpoint:
+            steps, epoch = checkpoint["global_step"], checkpoint["epoch"]
+            add_label(content, Progress(steps, checkpoint.get("num_steps"), epoch))
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
             with aside.open("wb") as stream:

@@ -1,0 +1,175 @@
+"""Ctrl-C: the optimizer step in progress is finished, a whole checkpoint written, and the way on said."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities import rank_zero_only
+
+from w2sr.runs import Progress, Stopped, mark_finished, mark_unfinished, ways_on
+
+STOPPING = b"\nStopping: the optimizer step in progress is finished and saved first. Ctrl-C again ends at once.\n"
+
+
+class StopOnInterrupt(L.Callback):
+    """Ends `fit` on SIGINT with a checkpoint from which it goes on bit by bit.
+
+    The signal's handler only notes that a stop is asked for. What ends the run is `Stopped`, raised when an optimizer
+    step is complete, so that no torn state is saved and no `on_fit_end` (export, table) follows. Validation changes no
+    state, so it is left at once, and a resumed run begins it anew; several processes leave it together, after a batch.
+    A second SIGINT has its default effect.
+
+    Args:
+        words: the command line without the program, for the commands of the message.
+    """
+
+    def __init__(self, words: Sequence[str] = ()) -> None:
+        self.words = list(words)
+        self._asked = self._may_leave_now = False
+        self._before: Any = None
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.is_global_zero:
+            mark_unfinished(Path(trainer.default_root_dir))
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """From here on there is a state worth saving.
+
+        Only the main thread may set handlers. A process that was told to ignore SIGINT (a script's background job)
+        goes on ignoring it.
+        """
+        self._asked = False
+        if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+            self._before = signal.signal(signal.SIGINT, self._note)
+
+    def _note(self, signum: int, frame: Any) -> None:
+        if self._asked:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            os.kill(os.getpid(), signal.SIGINT)
+            return
+        self._asked = True
+        os.write(2, STOPPING)  # print is not safe in a handler: it may have interrupted a print
+        if self._may_leave_now:
+            raise Stopped
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self._all_asked(trainer) and not _validation_follows(trainer):
+            _log_step(trainer)
+            raise Stopped
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._leave_validation(trainer)
+
+    def on_validation_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        # between the batches callbacks may be writing files
+        self._may_leave_now = trainer.world_size == 1 and not trainer.sanity_checking
+        self._leave_validation(trainer)
+
+    def on_validation_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        self._may_leave_now = False
+        self._leave_validation(trainer)
+
+    def _leave_validation(self, trainer: L.Trainer) -> None:
+        if not trainer.sanity_checking and self._all_asked(trainer):
+            raise Stopped
+
+    def _all_asked(self, trainer: L.Trainer) -> bool:
+        """Whether any process was asked: a signal reaches them in different steps, and they must stop in one."""
+        return trainer.strategy.reduce_boolean_decision(self._asked, all=False)
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        self._may_leave_now = False
+        if isinstance(exception, Stopped):
+            if trainer.validating:
+                _begin_validation_anew(trainer)
+            file = self._save(trainer)
+            exception.args = (
+                f"Stopped at optimizer {progress(trainer)}. Checkpoint: {file}\n"
+                f"{ways_on(Path(trainer.default_root_dir), self.words)}",
+            )
+        self._restore_handler()
+
+    def _save(self, trainer: L.Trainer) -> Path:
+        folder = Path(trainer.default_root_dir) / "checkpoints"
+        file = folder / f"{ModelCheckpoint.CHECKPOINT_NAME_LAST}{ModelCheckpoint.FILE_EXTENSION}"
+        for callback in trainer.checkpoint_callbacks:
+            if isinstance(callback, ModelCheckpoint) and callback.save_last and _same(callback.dirpath, folder):
+                # the file is its own: otherwise it would write last-v1.ckpt beside it when the run goes on
+                callback.last_model_path = str(Path(str(callback.dirpath)) / file.name)
+        trainer.save_checkpoint(file, weights_only=False)
+        return file
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._restore_handler()
+
+    def _restore_handler(self) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGINT, self._before)
+            self._before = None
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        checkpoint["num_steps"] = progress(trainer).num_steps
+
+    @rank_zero_only
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Called after the callbacks of the configuration: the run's results are written."""
+        mark_finished(Path(trainer.default_root_dir), progress(trainer))
+
+
+def progress(trainer: L.Trainer) -> Progress:
+    """How far `fit` is."""
+    total = trainer.estimated_stepping_batches
+    num_steps = None if total == float("inf") else int(total)
+    return Progress(trainer.global_step, num_steps, trainer.current_epoch)
+
+
+def _log_step(trainer: L.Trainer) -> None:
+    """Logs the step that just ended, which the Trainer does after this hook: a resumed run begins with the next."""
+    trainer._logger_connector.on_batch_end()
+    trainer._logger_connector.update_train_step_metrics()
+
+
+def _validation_follows(trainer: L.Trainer) -> bool:
+    """Whether the step that just ended is one after which the Trainer validates, by its own rule."""
+    loop = trainer.fit_loop.epoch_loop
+    fetcher = trainer.fit_loop._data_fetcher
+    assert fetcher is not None, "a training step has just ended"
+    if not loop._should_check_val_fx(fetcher):
+        return False
+    loop.val_loop.setup_data()
+    return not loop.val_loop.skip
+
+
+def _begin_validation_anew(trainer: L.Trainer) -> None:
+    """Puts the validation loop where its first batch was begun and not finished.
+
+    A Trainer that resumes from there validates before it trains on, from the first batch. One that resumes from any
+    later place would give the metrics of a part of the problems, one from an earlier place none at all.
+    """
+    counts: Any = trainer.fit_loop.epoch_loop.val_loop.batch_progress
+    for count in (counts.total, counts.current):
+        count.reset()
+        count.ready = count.started = 1
+
+
+def _same(one: Any, other: Path) -> bool:
+    return one is not None and Path(one).resolve() == other.resolve()

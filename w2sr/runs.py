@@ -1,0 +1,127 @@
+"""What a run directory holds: how far its run came, its newest checkpoint, and the commands that lead on from there."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+import time
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO, NamedTuple
+
+LABEL = "archive/w2sr-progress.json"
+"""The member of a checkpoint that says how far it is; no weight is touched to read it. torch writes zip archives, in
+memory with all members in the folder `archive`, and reads none that has one elsewhere."""
+FINISHED = "finished.json"
+"""The file of a run directory that says that its run came to its end, and with how many steps."""
+
+
+class Stopped(Exception):
+    """A person stopped the run. The message says where, and how to go on."""
+
+
+class Progress(NamedTuple):
+    """How far a run is: optimizer steps done, of how many (None: not known), and the epoch, counted from 0."""
+
+    step: int
+    num_steps: int | None
+    epoch: int
+
+    def __str__(self) -> str:
+        of = "" if self.num_steps is None else f" of {self.num_steps:,}"
+        return f"step {self.step:,}{of} (epoch {self.epoch})"
+
+
+def add_label(archive: IO[bytes], progress: Progress) -> None:
+    """Adds the progress to a checkpoint that torch has just written. torch passes over the additional member."""
+    with zipfile.ZipFile(archive, "a") as members:
+        members.writestr(LABEL, json.dumps(progress._asdict()))
+
+
+def read_label(checkpoint: Path) -> Progress | None:
+    """The progress that a checkpoint was labelled with; None for one that was saved otherwise, or is cut off."""
+    if not zipfile.is_zipfile(checkpoint):
+        return None
+    with zipfile.ZipFile(checkpoint) as members:
+        return Progress(**json.loads(members.read(LABEL))) if LABEL in members.namelist() else None
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The newest `checkpoints/last*.ckpt` of a run directory; the newest of its checkpoints where none is so named.
+
+    Where `last.ckpt` is not its own, a ModelCheckpoint calls its file `last-v1.ckpt`: the name does not say the age.
+    """
+    for pattern in ("last*.ckpt", "*.ckpt"):
+        found = [path for path in (folder / "checkpoints").glob(pattern) if not path.name.startswith(".")]
+        if found:
+            return max(found, key=lambda path: (path.stat().st_mtime_ns, path.name))
+    return None
+
+
+def mark_finished(folder: Path, progress: Progress) -> None:
+    """Writes down that the run of this directory came to its end."""
+    (folder / FINISHED).write_text(json.dumps(progress._asdict()) + "\n")
+
+
+def mark_unfinished(folder: Path) -> None:
+    """Takes the mark away: a finished run goes on."""
+    (folder / FINISHED).unlink(missing_ok=True)
+
+
+def holds_a_run(folder: Path) -> bool:
+    """Whether a run has begun in this directory."""
+    return (folder / "config.yaml").exists()
+
+
+def where_it_stands(folder: Path) -> str:
+    """One sentence about the run of a directory: finished, or at which step its newest checkpoint is. Loads nothing."""
+    mark, newest = folder / FINISHED, newest_checkpoint(folder)
+    if mark.exists():
+        num_steps = Progress(**json.loads(mark.read_text())).step
+        return f"The run directory {folder} holds a finished run of {num_steps:,} optimizer steps."
+    if newest is None:
+        return f"The run directory {folder} holds a run without a checkpoint."
+    label, written = read_label(newest), time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(newest.stat().st_mtime))
+    at = f", stopped at {label}" if label else ", not finished"
+    return f"The run directory {folder} holds a run{at}; checkpoint {newest}, written {written}."
+
+
+def ways_on(folder: Path, words: Sequence[str]) -> str:
+    """The commands that go on with the run of a directory, where it can go on, and that start anew, a line each.
+
+    Args:
+        folder: the run directory.
+        words: the command line without the program.
+    """
+    lines = []
+    if newest_checkpoint(folder) is not None and not (folder / FINISHED).exists():
+        lines.append(f"Go on:      {_command([*_without(words, '--ckpt_path'), '--ckpt_path', 'last'])}")
+    anew = _without(_without(words, "--ckpt_path"), "--trainer.default_root_dir")
+    lines.append(f"Start anew: {_command([*anew, f'--trainer.default_root_dir={_free_name(folder)}'])}")
+    return "\n".join(lines)
+
+
+def _command(words: Sequence[str]) -> str:
+    program = sys.argv[0] if sys.argv[0].endswith(".py") else Path(sys.argv[0]).name
+    return shlex.join([*(["python"] if program.endswith(".py") else []), program, *words])
+
+
+def _without(words: Sequence[str], option: str) -> list[str]:
+    """The words without an option and its value, spelled `--option value` or `--option=value`."""
+    kept: list[str] = []
+    skip = False
+    for word in words:
+        if not skip and word != option and not word.startswith(f"{option}="):
+            kept.append(word)
+        skip = word == option and not skip
+    return kept
+
+
+def _free_name(folder: Path) -> Path:
+    """The folder's name with the first number from 2 on that is not taken."""
+    number = 2
+    while (free := folder.with_name(f"{folder.name}-{number}")).exists():
+        number += 1
+    return free
