@@ -27,7 +27,8 @@ DTypeName = Literal["float32", "bfloat16"]
 
 @dataclass(frozen=True)
 class LoRA:
-    """Low-rank adapters (Hu et al., arXiv 2106.09685) on every linear layer of the blocks, by peft.
+    """Low-rank adapters (Hu et al., arXiv 2106.09685) on every linear layer of the blocks, by peft, and the embedding
+    row of the stop token (see `Policy.add_lora`).
 
     `rank` is the adapters' inner size, `alpha` / `rank` their scale.
     """
@@ -58,6 +59,8 @@ class Policy(nn.Module):
         self.attention = attention
         # in a tuple, because a module attribute would register every weight a second time
         self._adapter: tuple[PeftModel] | None = None
+        self.stop_row_E: nn.Parameter | None = None
+        self._stop_token_id = -1
 
     @property
     def device(self) -> torch.device:
@@ -72,7 +75,7 @@ class Policy(nn.Module):
         """The attention engine on the present device. `auto` is SDPA in float32, which the CUDA kernels do not know."""
         device = self.device.type
         autocast = torch.is_autocast_enabled(device)
-        arithmetic = torch.get_autocast_dtype(device) if autocast else self._output_weight().dtype
+        arithmetic = torch.get_autocast_dtype(device) if autocast else self._frozen_output_weight().dtype
         if self.attention == "auto" and arithmetic == torch.float32:
             return "sdpa"
         return resolve_engine(self.attention, self.device)
@@ -86,7 +89,10 @@ class Policy(nn.Module):
 
     def logits(self, hidden_TE: Tensor) -> Tensor:
         """Logits [T, V] in float32, for a few positions only: generation."""
-        return (hidden_TE @ self._output_weight().T).float()
+        logits_TV = hidden_TE @ self._frozen_output_weight().T
+        if self.stop_row_E is not None:  # the same as with `_output_weight`, without its copy for every token
+            logits_TV[:, self._stop_token_id] += hidden_TE @ self.stop_row_E.to(hidden_TE.dtype)
+        return logits_TV.float()
 
     def forward(
         self, batch: PackedBatch, temperature: float = 1.0, reduction: Literal["none", "sum"] = "none"
@@ -105,14 +111,29 @@ class Policy(nn.Module):
         # index_put keeps the graph alive in a row without labels: its gradient is then zero, not missing
         return torch.zeros_like(batch.labels, dtype=torch.float32).index_put((labelled,), logprobs)
 
-    def add_lora(self, lora: LoRA) -> None:
-        """Freezes the weights and adds trainable adapters."""
+    def add_lora(self, lora: LoRA, stop_token_id: int) -> None:
+        """Freezes the weights and adds trainable adapters, and a trainable change of the stop token's row.
+
+        A base model that is taught a new stop token (Qwen's `<|im_end|>`, say) has learned never to say it. Its row of
+        the output embedding then points away from every hidden state, and adapters in the blocks, which would have to
+        turn the hidden states themselves, learn that last of all: their students do not stop. Where the two embeddings
+        are tied, the change is one of both.
+        """
         from peft import LoraConfig, get_peft_model
 
         config = LoraConfig(
             r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules="all-linear", bias="none"
         )
         self._adapter = (cast("PeftModel", get_peft_model(self.lm, config)),)
+        self._stop_token_id = stop_token_id
+        self.stop_row_E = nn.Parameter(torch.zeros_like(self._frozen_output_weight()[stop_token_id]))
+        embedding = self.lm.get_input_embeddings()
+        if embedding.weight is self._frozen_output_weight():
+            embedding.register_forward_hook(self._change_stop_row)
+
+    def _change_stop_row(self, module: nn.Module, given: tuple[Tensor, ...], embedded: Tensor) -> Tensor:
+        assert self.stop_row_E is not None, "the hook is registered with the row"
+        return embedded + (given[0] == self._stop_token_id)[..., None] * self.stop_row_E.to(embedded.dtype)
 
     def save(self, folder: str | Path, chat: Chat) -> None:
         """Writes a Hugging Face directory: safetensors with adapters merged, tokenizer, generation config.
@@ -138,10 +159,21 @@ class Policy(nn.Module):
             if "lora_" not in name
         }
         cast(Any, adapter).unmerge_adapter()
-        return state
+        frozen, changed = self._frozen_output_weight(), self._output_weight().detach()
+        # under both names where the embeddings are tied, so that they are stored as one
+        names = [name for name, weight in self.lm.named_parameters(remove_duplicate=False) if weight is frozen]
+        return {**state, **dict.fromkeys(names, changed)}
+
+    def _frozen_output_weight(self) -> Tensor:
+        return cast(Tensor, self.lm.get_output_embeddings().weight)
 
     def _output_weight(self) -> Tensor:
-        return cast(Tensor, self.lm.get_output_embeddings().weight)
+        """The output embedding [V, E]; with adapters a copy, in which the stop token's row is changed."""
+        weight_VE = self._frozen_output_weight()
+        if self.stop_row_E is None:
+            return weight_VE
+        index = torch.tensor([self._stop_token_id], device=weight_VE.device)
+        return weight_VE.index_add(0, index, self.stop_row_E[None].to(weight_VE.dtype))
 
 
 def context_length(model_name_or_path: str, *, trust_remote_code: bool = False) -> int | None:

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GenerationConfig, Qwen3Config, Qwen3ForCausalLM
 
+from w2sr.attention import packed_layout
 from w2sr.chat import Chat
 from w2sr.modules.sft import SFTModule
 from w2sr.packing import pack_row
@@ -49,13 +50,13 @@ def gradients(policy: Policy, row: PackedBatch) -> dict[str, torch.Tensor]:
     return {name: parameter.grad.clone() for name, parameter in policy.named_parameters() if parameter.requires_grad}
 
 
-def test_lora_trains_adapters_only(tiny_world: Any, row: PackedBatch) -> None:
+def test_lora_trains_adapters_and_the_stop_tokens_row_only(tiny_world: Any, row: PackedBatch, chat: Chat) -> None:
     policy = load_policy(tiny_world.student)
     before = policy(row).detach()
-    policy.add_lora(LoRA(rank=3, alpha=9))
+    policy.add_lora(LoRA(rank=3, alpha=9), chat.stop_token_ids[0])
     trainable = {name for name, parameter in policy.named_parameters() if parameter.requires_grad}
-    # 2 layers x (4 attention + 3 MLP projections) x (A, B)
-    assert len(trainable) == 28 and all(".lora_" in name for name in trainable)
+    # 2 layers x (4 attention + 3 MLP projections) x (A, B), and the row
+    assert len(trainable) == 29 and sum(".lora_" in name for name in trainable) == 28 and "stop_row_E" in trainable
     assert {p.shape[0] for name, p in policy.named_parameters() if ".lora_A." in name} == {3}
     torch.testing.assert_close(policy(row), before, atol=0, rtol=0, msg="B starts at zero")
     frozen = {name: p.detach().clone() for name, p in policy.named_parameters() if name not in trainable}
@@ -71,9 +72,14 @@ def test_the_export_of_adapters_is_a_merged_ordinary_model(
     tiny_world: Any, row: PackedBatch, chat: Chat, tmp_path: Path
 ) -> None:
     policy = load_policy(tiny_world.student)
-    policy.add_lora(LoRA(rank=3, alpha=9))
+    policy.add_lora(LoRA(rank=3, alpha=9), chat.stop_token_ids[0])
     trained_a_little(policy, row)
+    assert policy.stop_row_E is not None and policy.stop_row_E.abs().max() > 0.01, "guard: the row has changed"
     expected = policy(row).detach()
+    hidden = policy.hidden(row.input_ids, row.position_ids, packed_layout(row, policy.engine())).detach()
+    labelled = row.labels >= 0
+    logprobs = policy.logits(hidden).log_softmax(-1)[labelled].gather(-1, row.labels[labelled, None])[:, 0]
+    torch.testing.assert_close(logprobs, expected[labelled], atol=2e-5, rtol=0, msg="generation has the same weights")
     policy.save(tmp_path, chat)
     assert (
         load_file(tmp_path / "model.safetensors").keys() == load_file(tiny_world.student / "model.safetensors").keys()
@@ -95,7 +101,7 @@ def test_tied_weights_stay_tied(
     torch.manual_seed(2)
     policy = new_policy(config)
     if lora is not None:
-        policy.add_lora(lora)
+        policy.add_lora(lora, chat.stop_token_ids[0])
     trained_a_little(policy, row)
     policy.save(tmp_path, chat)
     assert ("lm_head.weight" in load_file(tmp_path / "model.safetensors")) == (not tied)

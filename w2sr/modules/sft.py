@@ -51,7 +51,7 @@ class SFTModule(L.LightningModule):
         attention: packed attention engine.
         trust_remote_code: allow code from the model's repository.
         gradient_checkpointing: compute each block's activations again in the backward pass.
-        lora: train low-rank adapters instead of all weights.
+        lora: train low-rank adapters and the stop token's embedding instead of all weights.
         optimizer: optimizer class with its arguments; its `lr` is overruled by `learning_rates.sft`.
         learning_rates: kind of training (`sft`, `grpo`) → peak learning rate that suits this student.
         warmup_frac: share of all optimizer steps with a rising learning rate.
@@ -123,7 +123,7 @@ class SFTModule(L.LightningModule):
         )
         self.chat.check_vocabulary(self.policy.vocab_size)
         if self.lora is not None:
-            self.policy.add_lora(self.lora)
+            self.policy.add_lora(self.lora, self.chat.stop_token_ids[0])
         if self.gradient_checkpointing:
             self.policy.lm.gradient_checkpointing_enable({"use_reentrant": False})
 
