@@ -1,19 +1,31 @@
 """Hostile answers of our own making: what a broken or an adversarial model could write into a box.
 
-Run as a program, it prints one line an answer: its verdict and how long it took.
+benchmarks/hostile_answers.py grades all of them and writes docs/results/hostile_answers.md.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 
 REFERENCE = r"\frac{1}{2}"
 
 
+def kinds() -> dict[str, list[tuple[str, str]]]:
+    """Kind → named hostile answers, none of them equal to the reference 1/2."""
+    return {
+        "towers of powers and roots": list(_towers()),
+        "long numbers": list(_digits()),
+        "deep nesting": list(_nesting()),
+        "matrices": list(_matrices()),
+        "Unicode and control characters": list(_unicode()),
+        "calculus and long algebra": list(_calculus()),
+        "code, markup, noise": list(_syntax()),
+    }
+
+
 def hostile_answers() -> list[tuple[str, str]]:
-    """Named hostile answers, none of them equal to the reference 1/2."""
-    return [*_towers(), *_digits(), *_nesting(), *_matrices(), *_unicode(), *_calculus(), *_syntax()]
+    """The answers of all kinds."""
+    return [named for answers in kinds().values() for named in answers]
 
 
 def _towers() -> Iterator[tuple[str, str]]:
@@ -120,19 +132,3 @@ def _syntax() -> Iterator[tuple[str, str]]:
     yield "commas", "," * 3_000
     yield "operators", "+-*/^" * 1_000
     yield "prose", "the answer is of course one half, as everyone knows, " * 150
-
-
-def main() -> None:
-    """Prints the verdict on every hostile answer, graded alone, with its wall time in seconds."""
-    from w2sr.verify import Verifier
-
-    with Verifier(timeout_s=2.0, num_workers=1) as verifier:
-        verifier.verify(r"\boxed{x}", "y")  # starts the process
-        for name, answer in hostile_answers():
-            begin = time.perf_counter()
-            verdict = verifier.verify(rf"\boxed{{{answer}}}", REFERENCE)
-            print(f"{name:32} {verdict.label:10} {time.perf_counter() - begin:6.2f} s  {verdict.reason}")
-
-
-if __name__ == "__main__":
-    main()

@@ -128,7 +128,7 @@ def test_the_verifier_works_in_a_thread_and_after_pickling(verifier: Verifier) -
 
 
 def test_hostile_answers_cost_their_limit_and_nothing_else() -> None:
-    """Every third of the corpus between innocent answers; the whole corpus is run by hostile_answers.py."""
+    """Every third of the corpus between innocent answers; benchmarks/hostile_answers.py runs it whole."""
     chosen = hostile_answers()[::3]
     assert len(chosen) >= 35
     pairs = []
