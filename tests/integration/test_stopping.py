@@ -65,13 +65,13 @@ def whole(tmp_path_factory: pytest.TempPathFactory, fit_config: FitConfig, chang
     return folder
 
 
-def press_ctrl_c(patch: pytest.MonkeyPatch, method: str, step: int, times: int = 1) -> None:
-    """Sends SIGINT when `method` is called with so many optimizer steps done: once, in the middle of the call."""
-    real, left = getattr(SFTModule, method), [times]
+def press_ctrl_c(patch: pytest.MonkeyPatch, method: str, step: int, call: int = 1) -> None:
+    """Sends SIGINT in one call of `method` with so many optimizer steps done: by default in the first."""
+    real, num_calls = getattr(SFTModule, method), [0]
 
     def pressed(self: Any, batch: Any, *more: Any) -> Any:
-        if self.trainer.global_step == step and left[0]:
-            left[0] -= 1
+        num_calls[0] += self.trainer.global_step == step
+        if self.trainer.global_step == step and num_calls[0] == call:
             signal.raise_signal(signal.SIGINT)
         return real(self, batch, *more)
 
@@ -87,18 +87,19 @@ def stopped(config: Path, capfd: pytest.CaptureFixture[str], *words: str) -> str
 
 
 @pytest.mark.parametrize(
-    ("method", "step", "done", "callbacks"),
+    ("method", "call", "step", "done", "callbacks"),
     [
-        ("training_step", 0, 1, []),  # the first step; no ModelCheckpoint of the configuration's
-        ("training_step", 1, 2, [BEST, LATEST]),  # validation follows: it is left before it begins
-        ("validation_step", 4, 4, [BEST, LATEST]),  # in validation, one step into the second epoch
-        ("training_step", 2, 3, []),  # the last step of an epoch
-        ("validation_step", 6, 6, [LATEST]),  # in validation at the end of an epoch
-        ("training_step", 8, 9, [BEST]),  # the last step of all: results are still missing
+        ("training_step", 1, 0, 1, []),  # the first step; no ModelCheckpoint of the configuration's
+        ("training_step", 1, 1, 2, [BEST, LATEST]),  # validation follows: it is left before it begins
+        ("validation_step", 1, 4, 4, [BEST, LATEST]),  # in validation, one step into the second epoch
+        ("training_step", 1, 2, 3, []),  # the last step of an epoch
+        ("validation_step", 2, 6, 6, [LATEST]),  # in the second loader of a validation at the end of an epoch
+        ("training_step", 1, 8, 9, [BEST]),  # the last step of all: results are still missing
     ],
 )
 def test_a_stopped_run_goes_on_as_if_it_had_not_been_stopped(
     method: str,
+    call: int,
     step: int,
     done: int,
     callbacks: list[Any],
@@ -113,7 +114,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been_stopped(
     run = tmp_path / "run"
     config = fit_config(run, trainer__callbacks=[*callbacks, EXPORT], **changes)
     with monkeypatch.context() as patch:
-        press_ctrl_c(patch, method, step)
+        press_ctrl_c(patch, method, step, call)
         letter = stopped(config, capfd)
     last = run / "checkpoints" / "last.ckpt"
     assert f"Stopped at optimizer step {done} of 9 (epoch {(done - 1) // 3}). Checkpoint: {last}\n" in letter
