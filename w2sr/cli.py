@@ -68,7 +68,7 @@ class W2SRCLI(LightningCLI):
         words: the command line without the program, for messages that name the next one.
     """
 
-    def __init__(self, *args: Any, words: Sequence[str], **kwargs: Any) -> None:
+    def __init__(self, *args: Any, words: Sequence[str] = (), **kwargs: Any) -> None:
         self.words = words
         super().__init__(*args, **kwargs)
 
