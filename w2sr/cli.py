@@ -152,21 +152,24 @@ def main(argv: Sequence[str] | None = None) -> None:
         if not isinstance(end.__context__, KeyboardInterrupt):
             raise
         # Lightning's answer to Ctrl-C before the first training step, in a test, or while results are written
-        _end_as_interrupted("Stopped outside of training: no checkpoint was written.")
+        _end_as_interrupted(
+            "Stopped outside of training: no checkpoint is written. What lies in the run directory stays."
+        )
     except (ValueError, OSError, MisconfigurationException) as error:
         if os.environ.get("W2SR_TRACEBACK"):
             raise
         # what a module's constructor refuses comes wrapped by the parser, as what it finds while parsing does
         wrapped = str(error).startswith("Does not validate")
-        print(f"error: {config_letter(str(error)) if wrapped else error}", file=sys.stderr)
+        # one write, because print's two are mixed with those of another rank
+        sys.stderr.write(f"error: {config_letter(str(error)) if wrapped else error}\n")
         sys.exit(2)
 
 
-def _end_as_interrupted(letter: str) -> NoReturn:
-    """Says the letter once. Other ranks end with 0: on a failed one, Lightning kills the process that says it."""
+def _end_as_interrupted(message: str) -> NoReturn:
+    """Says the message once. Other ranks end with 0: on a failed one, Lightning kills the process that says it."""
     if cast(Any, rank_zero_only).rank:
         sys.exit(0)
-    print(letter, file=sys.stderr)
+    print(message, file=sys.stderr)
     sys.exit(130)
 
 
