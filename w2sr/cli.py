@@ -6,6 +6,7 @@ import argparse
 import importlib
 import logging
 import os
+import signal
 import socket
 import sys
 import warnings
@@ -155,6 +156,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         _end_as_interrupted(
             "Stopped outside of training: no checkpoint is written. What lies in the run directory stays."
         )
+    except BrokenPipeError:
+        # whoever read our output wanted no more (`| head`): the end that a shell expects, without a second complaint
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
     except (ValueError, OSError, MisconfigurationException) as error:
         if os.environ.get("W2SR_TRACEBACK"):
             raise
