@@ -183,6 +183,7 @@ def _main(argv: Sequence[str] | None) -> None:
     words = sys.argv[1:] if argv is None else list(argv)
     if words and words[0] in VERBS:
         importlib.import_module(f"w2sr.verbs.{words[0]}").main(words[1:])
+        sys.stdout.flush()  # here, where it is known what to do if nobody reads it any more
         return
     register_strategies()
     W2SRCLI(

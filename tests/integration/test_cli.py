@@ -163,8 +163,7 @@ def test_a_used_run_directory_is_refused_before_data_is_read(
 
 
 def test_a_reader_that_wants_no_more_is_no_error() -> None:
-    """As `traces ... | head -1`: the pipe is closed while the program still writes."""
-    command = f"{sys.executable} lightning_cli.py traces w2sr/miniature/traces | head -1; echo ${{PIPESTATUS[0]}}"
+    """As `audit ... | head`: the pipe is closed while the program still writes. Shells expect 128 + SIGPIPE."""
+    command = f"{sys.executable} lightning_cli.py audit w2sr/miniature/traces | true; echo ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert done.stdout.splitlines()[0] == "w2sr/miniature/traces" and done.stderr == ""
-    assert done.stdout.splitlines()[-1] in ("0", "141")  # all may have been written before the pipe was closed
+    assert (done.stdout, done.stderr) == ("141\n", "")
