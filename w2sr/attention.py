@@ -98,11 +98,15 @@ class Prefill:
 
 @dataclass(frozen=True)
 class Decode:
-    """One new token a slot. `position` [B]: where it stands; `visible` [B, 1, 1, L]: the stored tokens it may read."""
+    """One new token a slot. `position` [B]: where it stands.
+
+    `visible`: for one run of slots after another, which stored tokens they may read, [b, 1, 1, L]; the b sum to B. Each
+    run has an L of its own, so that short sequences are not read as far as the longest goes.
+    """
 
     cache: SlotCache
     position: Tensor
-    visible: Tensor
+    visible: tuple[Tensor, ...]
 
 
 Layout = Packed | Prefill | Decode
@@ -235,12 +239,14 @@ def _attend_decode(query: Tensor, key: Tensor, value: Tensor, layout: Decode, la
     keys, values = layout.cache.keys[layer], layout.cache.values[layer]
     keys[slots, :, layout.position] = key
     values[slots, :, layout.position] = value
-    num_visible = layout.visible.shape[-1]
     grouped = query.unflatten(1, (key.shape[1], -1))
-    out = F.scaled_dot_product_attention(
-        grouped, keys[:, :, :num_visible], values[:, :, :num_visible], attn_mask=layout.visible, scale=scaling
-    )
-    return out.flatten(1, 2)
+    outputs, start = [], 0
+    for visible in layout.visible:
+        run, stored = slice(start, start + visible.shape[0]), slice(visible.shape[-1])
+        k, v = keys[run, :, stored], values[run, :, stored]
+        outputs.append(F.scaled_dot_product_attention(grouped[run], k, v, attn_mask=visible, scale=scaling))
+        start += visible.shape[0]
+    return torch.cat(outputs).flatten(1, 2)
 
 
 def packed_attention(

@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -279,18 +280,20 @@ def test_steps_cannot_be_dealt_out_twice(tmp_path: Path, refused: Refused, fit_c
 # --- a full disk
 
 
-@pytest.fixture
-def limited() -> Iterator[Callable[[int], None]]:
-    """Lets no file of this process grow beyond so many bytes: writes fail, as they do on a full disk."""
+@contextmanager
+def limited(num_bytes: int) -> Iterator[None]:
+    """Lets no file of this process grow beyond so many bytes: writes fail, as they do on a full disk.
+
+    For a few lines only: pytest itself may be writing into a file.
+    """
     import resource
 
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-
-    def limit(num_bytes: int) -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
-
-    yield limit
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_a_full_disk_keeps_the_last_good_checkpoint(
@@ -320,11 +323,11 @@ def no_space(*arguments: Any) -> None:
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
-def test_a_checkpoint_that_finds_no_room_leaves_the_old_one(tmp_path: Path, limited: Callable[[int], None]) -> None:
+def test_a_checkpoint_that_finds_no_room_leaves_the_old_one(tmp_path: Path) -> None:
     file, io = tmp_path / "last.ckpt", WholeCheckpointIO()
     io.save_checkpoint({"weight": torch.arange(5000)}, file)
-    limited(20_000)
-    with pytest.raises(OSError, match=r"last.ckpt \(0.0 MiB\) cannot be written: File too large"):
+    too_large = pytest.raises(OSError, match=r"last.ckpt \(0.0 MiB\) cannot be written: File too large")
+    with too_large, limited(20_000):
         io.save_checkpoint({"weight": torch.arange(6000)}, file)
     assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt"]
     assert torch.equal(torch.load(file, weights_only=True)["weight"], torch.arange(5000))

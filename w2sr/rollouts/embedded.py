@@ -28,8 +28,10 @@ from w2sr.types import Completion, FinishReason, PackedBatch, SampleRequest, Sam
 
 REFILL_FRAC = 1 / 8
 """Prompts are prefilled when this share of the slots is free: fewer calls, at the price of that many idle slots."""
-VISIBLE_STEP = 64
+VISIBLE_STEP = 32
 """The part of the cache that a decode step reads grows in steps of this many tokens."""
+RUN_SLOTS = 64
+"""So many slots in a row read their caches equally far. Short prompts get the first free slots: like sits by like."""
 
 
 @dataclass(frozen=True)
@@ -148,6 +150,7 @@ class _Slots:
     @torch.no_grad()
     def prefill(self, requests: Sequence[SampleRequest]) -> None:
         """Packs the prompts into one row, stores their keys and values, and samples each first token."""
+        requests = sorted(requests, key=lambda request: len(request.prompt_ids))
         free = [slot for slot, request in enumerate(self.requests) if request is None][: len(requests)]
         lengths = np.array([len(request.prompt_ids) for request in requests])
         for slot, request, length in zip(free, requests, lengths, strict=True):
@@ -176,13 +179,21 @@ class _Slots:
         rows = np.arange(self.num_slots)
         newest = torch.tensor(self.tokens[rows, np.maximum(self.num_new - 1, 0)], device=device)
         position = torch.tensor(self.stored, device=device)
-        in_use = max(int(self.stored[slot]) for slot, request in enumerate(self.requests) if request is not None) + 1
-        num_visible = min(-(-in_use // VISIBLE_STEP) * VISIBLE_STEP, self.cache.keys[0].shape[2])
-        visible = torch.arange(num_visible, device=device) <= position[:, None]
-        hidden = self.policy.hidden(newest, position, Decode(self.cache, position, visible[:, None, None, :]))
+        hidden = self.policy.hidden(newest, position, Decode(self.cache, position, self._visible(position)))
         active = np.array([slot for slot, request in enumerate(self.requests) if request is not None])
         self.stored[active] += 1
         self._append(active, self.policy.logits(hidden[torch.tensor(active, device=device)]))
+
+    def _visible(self, position: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """For each run of slots, the part of the cache that its longest sequence needs, and what each slot may read."""
+        stored = np.where([request is not None for request in self.requests], self.stored, 0)
+        runs = []
+        for start in range(0, self.num_slots, RUN_SLOTS):
+            run = slice(start, start + RUN_SLOTS)
+            num_visible = -(-(int(stored[run].max()) + 1) // VISIBLE_STEP) * VISIBLE_STEP
+            read = torch.arange(min(num_visible, self.cache.keys[0].shape[2]), device=position.device)
+            runs.append((read <= position[run, None])[:, None, None, :])
+        return tuple(runs)
 
     def _append(self, slots: np.ndarray, logits: torch.Tensor) -> None:
         positions = self.num_done[slots] + self.num_new[slots]
