@@ -22,7 +22,7 @@ import common
 import torch
 import torch.nn.functional as F
 
-from w2sr.logprobs import token_logprobs
+from w2sr.logprobs import summed_logprobs
 
 GIB = 2**30
 ROWS = (4_096, 8_192, 16_384, 32_768, 65_536)
@@ -58,7 +58,7 @@ def measured(way: str, tokens: int, vocab_size: int, hidden_size: int) -> dict[s
     targets = torch.randint(vocab_size, (tokens,))
     before, began = resident(), time.perf_counter()
     if way == "chunked":
-        loss = -token_logprobs(hidden, weight, targets).mean()
+        loss = -summed_logprobs(hidden, weight, targets) / tokens
     else:
         loss = F.cross_entropy(hidden @ weight.T, targets)
     loss.backward()
@@ -113,7 +113,7 @@ for the embedding is {4 * vocab_size * hidden_size / GIB:.2f} GiB)."""
     header = ["T", "logits GiB", "ours GiB", "ours s", "full GiB", "full s", "full / ours", "apart"]
     return f"""{common.head("Memory of the loss", ("torch",), note)}
 {common.table(header, lines)}
-- *logits*: one float32 array [T, V]. *Ours* is `w2sr.logprobs.token_logprobs` with its backward; *full* is
+- *logits*: one float32 array [T, V]. *Ours* is `w2sr.logprobs.summed_logprobs` with its backward; *full* is
   `cross_entropy(hidden @ weight.T)` with its backward. *Apart*: the larger relative difference of loss and of the norm of
   the embedding's gradient.
 - "Does not fit" is computed: {FULL_COPIES} arrays of that size (logits, log-softmax, gradient) against the memory that the
