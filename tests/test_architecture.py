@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parent.parent / "w2sr"
 
 FLOORS: list[set[str]] = [
-    {"types", "locations"},
+    {"types", "locations", "arithmetic"},
     # pure rules: no Lightning, no transformers models
     {"rows", "runs", "templates", "tokenizer", "tools", "shards"},
     {"traces", "problems", "packing", "verify", "puzzles", "losses", "logprobs", "results"},

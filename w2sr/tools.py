@@ -1,7 +1,6 @@
 """A calculator that a model may call while it writes: where a call stands in the text, and what it gives.
 
-The arithmetic is a parser of our own: model text is never evaluated by Python. Numbers are exact fractions; length,
-depth and digits are limited, so that no expression costs more than microseconds.
+The arithmetic is w2sr.arithmetic's: model text is never evaluated by Python.
 
     tags        <tool>23 + 8</tool><result>31</result>
     equations   23 + 8 = 31          (GSM8K's calculator, Cobbe et al., arXiv 2110.14168: it answers after the sign)
@@ -13,16 +12,11 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 
-MAX_CHARS = 200
-"""A longer expression is refused."""
-MAX_DEPTH = 20
-"""So many parentheses and signs may be open at once."""
-MAX_DIGITS = 40
-"""A number, given or computed, with more digits (of numerator or denominator) is refused."""
-MAX_EXPONENT = 64
+from w2sr.arithmetic import MAX_CHARS, NoArithmeticError, evaluate
 
-_TOKEN = re.compile(r"\s*(?:([0-9]+(?:\.[0-9]*)?|\.[0-9]+)|(\*\*|[-+*/^()×÷−%]))")
-_SPELLED = {"×": "*", "÷": "/", "−": "-", "**": "^"}
+MAX_DIGITS = 40
+"""A result with more digits in its numerator or denominator is refused: no model reads it."""
+
 _TAIL = re.compile(r"(?:[0-9+\-*/^()×÷−% ]|\.(?=[0-9]))*\Z")  # a period before a space ends a sentence
 
 
@@ -83,110 +77,11 @@ def calculate(expression: str) -> str:
     ['14', '3.5', '1/3', 'error: division by zero', 'error: number too large', 'error: unreadable']
     """
     try:
-        return _shown(_Parser(expression).value())
-    except _CalculatorError as error:
+        value = evaluate(expression)
+    except NoArithmeticError as error:
         return f"error: {error}"
-
-
-class _CalculatorError(Exception):
-    """What the model is told."""
-
-
-class _Parser:
-    """Recursive descent over sum → product → sign → power → atom. `^` binds to the right and closer than a sign."""
-
-    def __init__(self, text: str) -> None:
-        if len(text) > MAX_CHARS:
-            raise _CalculatorError(f"longer than {MAX_CHARS} characters")
-        self.tokens: list[str] = []
-        position, end = 0, len(text.rstrip())
-        while position < end:
-            match = _TOKEN.match(text, position)
-            if match is None:
-                raise _CalculatorError("unreadable")
-            number, sign = match.groups()
-            self.tokens.append(number or _SPELLED.get(sign, sign))
-            position = match.end()
-        self.at = self.depth = 0
-
-    def value(self) -> Fraction:
-        total = self._sum()
-        if self.at < len(self.tokens):
-            raise _CalculatorError("unreadable")
-        return total
-
-    def _take(self, *wanted: str) -> str | None:
-        if self.at < len(self.tokens) and self.tokens[self.at] in wanted:
-            self.at += 1
-            return self.tokens[self.at - 1]
-        return None
-
-    def _sum(self) -> Fraction:
-        total = self._product()
-        while sign := self._take("+", "-"):
-            other = self._product()
-            total = _bounded(total + other if sign == "+" else total - other)
-        return total
-
-    def _product(self) -> Fraction:
-        product = self._signed()
-        while sign := self._take("*", "/"):
-            other = self._signed()
-            if sign == "/" and not other:
-                raise _CalculatorError("division by zero")
-            product = _bounded(product * other if sign == "*" else product / other)
-        return product
-
-    def _signed(self) -> Fraction:
-        sign = self._take("-", "+")
-        if not sign:
-            return self._power()
-        self._enter()
-        value = self._signed()
-        self.depth -= 1
-        return -value if sign == "-" else value
-
-    def _power(self) -> Fraction:
-        base = self._atom()
-        if not self._take("^"):
-            return base
-        self._enter()
-        exponent = self._signed()
-        self.depth -= 1
-        if exponent.denominator != 1:
-            raise _CalculatorError("power that is not whole")
-        if abs(exponent) > MAX_EXPONENT:
-            raise _CalculatorError("number too large")
-        if not base and exponent < 0:
-            raise _CalculatorError("division by zero")
-        return _bounded(base ** int(exponent))
-
-    def _atom(self) -> Fraction:
-        if self._take("("):
-            self._enter()
-            value = self._sum()
-            self.depth -= 1
-            if not self._take(")"):
-                raise _CalculatorError("unreadable")
-        elif self.at < len(self.tokens) and self.tokens[self.at][-1] in "0123456789.":
-            value = _bounded(Fraction(self.tokens[self.at].rstrip(".")))
-            self.at += 1
-        else:
-            raise _CalculatorError("unreadable")
-        while self._take("%"):
-            value = _bounded(value / 100)
-        return value
-
-    def _enter(self) -> None:
-        self.depth += 1
-        if self.depth > MAX_DEPTH:
-            raise _CalculatorError("nested too deeply")
-
-
-def _bounded(value: Fraction) -> Fraction:
-    if max(abs(value.numerator), value.denominator) >= 10**MAX_DIGITS:
-        raise _CalculatorError("number too large")
-    return value
+    too_large = max(abs(value.numerator), value.denominator) >= 10**MAX_DIGITS
+    return "error: number too large" if too_large else _shown(value)
 
 
 def _shown(value: Fraction) -> str:

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from w2sr.arithmetic import MAX_DEPTH, evaluate
 from w2sr.scores import (
     COLUMNS,
     Provenance,
@@ -29,7 +30,6 @@ from w2sr.scores import (
     structure_score,
     structure_scores,
 )
-from w2sr.scores.arithmetic import MAX_DEPTH, evaluate
 from w2sr.traces import read_store, write_store
 from w2sr.types import Trace
 

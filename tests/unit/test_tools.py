@@ -8,7 +8,8 @@ from fractions import Fraction
 
 import pytest
 
-from w2sr.tools import MAX_CHARS, Calculator, calculate
+from w2sr.arithmetic import MAX_CHARS
+from w2sr.tools import Calculator, calculate
 
 EQUATIONS = Calculator(open="", close=" = ", result="{}")
 

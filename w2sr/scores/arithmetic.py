@@ -8,8 +8,8 @@ here and is not counted; nor is "40 % of 50 = 0.4 * 50", whose left side is word
 
 Values are exact fractions; a side that is one decimal number with d digits after the point (at most 12 are asked for)
 is met by what rounds to it (10 / 3 = 3.33), and one percentage also by its number of hundredths (1 / 4 * 100 = 25 %).
-Bounds: a text of MAX_CHARS, sides of MAX_SIDE_CHARS, brackets MAX_DEPTH deep, numbers of MAX_BITS; what is beyond them
-is not evaluated. The time is linear in the length of the text.
+Bounds: a text of MAX_CHARS, and for each side those of w2sr.arithmetic; what is beyond them is not evaluated. The time
+is linear in the length of the text.
 """
 
 from __future__ import annotations
@@ -19,11 +19,9 @@ from collections.abc import Iterator
 from fractions import Fraction
 from itertools import pairwise
 
+from w2sr.arithmetic import NoArithmeticError, evaluate
+
 MAX_CHARS = 200_000
-MAX_SIDE_CHARS = 200
-MAX_DEPTH = 16
-MAX_BITS = 512
-MAX_EXPONENT = 16
 MAX_DIGITS = 12
 
 _TRANSLATED = str.maketrans({"×": "*", "·": "*", "⋅": "*", "÷": "/", "−": "-", "–": "-", "[": "(", "]": ")"})
@@ -43,15 +41,10 @@ _LATEX = (
 )
 _RUN = re.compile(r"[0-9+\-*/^().%= ]+")
 _BREAK = re.compile(r"\.(?=\s|$)|\n")
-_TOKEN = re.compile(r"\s*(?:([0-9]+(?:\.[0-9]+)?|\.[0-9]+)|(\*\*|[-+*/^()%]))")
 _DECIMAL = re.compile(r"-?[0-9]*\.([0-9]+) ?%?")
 _PERCENTAGE = re.compile(r"-?[0-9.]+ ?%")
 _BULLET = re.compile(r" *[-+*] +|[0-9]+[.)] +")
 _BEGINS_A_TERM = re.compile(r"[_\\{<>]|(?:with )?(?:a )?(?:remainder|R ?[0-9])")
-
-
-class _NoArithmeticError(ValueError):
-    """The text is no arithmetic, or beyond the bounds."""
 
 
 def equation_validity(text: str) -> float:
@@ -121,99 +114,9 @@ def _meets(a: Fraction, b: Fraction, left: str, right: str) -> bool:
 
 
 def _value(side: str) -> Fraction | None:
-    if not side or len(side) > MAX_SIDE_CHARS:
+    if not side:
         return None
     try:
         return evaluate(side)
-    except _NoArithmeticError:
+    except NoArithmeticError:
         return None
-
-
-def evaluate(text: str) -> Fraction:
-    """The exact value of arithmetic. Raises a ValueError where it is none, divides by zero or is beyond the bounds.
-
-    >>> evaluate("(1 + 2) * 3^2 / 4")
-    Fraction(27, 4)
-    """
-    tokens = _tokens(text)
-    value, end = _sum(tokens, 0, 0)
-    if end != len(tokens):
-        raise _NoArithmeticError(f"{tokens[end]!r} is not expected in {text[:80]!r}")
-    return value
-
-
-def _tokens(text: str) -> list[str]:
-    tokens: list[str] = []
-    text = text.rstrip()
-    at = 0
-    while at < len(text):
-        match = _TOKEN.match(text, at)
-        if match is None:
-            raise _NoArithmeticError(f"{text[at : at + 20]!r} is no arithmetic")
-        tokens.append(match[1] or match[2].replace("**", "^"))
-        at = match.end()
-    return tokens
-
-
-def _bounded(value: Fraction) -> Fraction:
-    if max(value.numerator.bit_length(), value.denominator.bit_length()) > MAX_BITS:
-        raise _NoArithmeticError(f"a number of more than {MAX_BITS} bits")
-    return value
-
-
-def _sum(tokens: list[str], at: int, depth: int) -> tuple[Fraction, int]:
-    value, at = _product(tokens, at, depth)
-    while at < len(tokens) and tokens[at] in "+-":
-        sign = tokens[at]
-        term, at = _product(tokens, at + 1, depth)
-        value = _bounded(value + term if sign == "+" else value - term)
-    return value, at
-
-
-def _product(tokens: list[str], at: int, depth: int) -> tuple[Fraction, int]:
-    value, at = _signed(tokens, at, depth)
-    while at < len(tokens) and tokens[at] in "*/(":
-        sign = tokens[at]
-        # 2(3 + 4) multiplies
-        factor, at = _signed(tokens, at if sign == "(" else at + 1, depth)
-        if sign == "/" and factor == 0:
-            raise _NoArithmeticError("division by zero")
-        value = _bounded(value / factor if sign == "/" else value * factor)
-    return value, at
-
-
-def _signed(tokens: list[str], at: int, depth: int) -> tuple[Fraction, int]:
-    if at < len(tokens) and tokens[at] == "-":
-        value, at = _power(tokens, at + 1, depth)
-        return -value, at
-    return _power(tokens, at, depth)
-
-
-def _power(tokens: list[str], at: int, depth: int) -> tuple[Fraction, int]:
-    value, at = _atom(tokens, at, depth)
-    if at < len(tokens) and tokens[at] == "^":
-        exponent, at = _atom(tokens, at + 1, depth)
-        if exponent.denominator != 1 or not 0 <= exponent <= MAX_EXPONENT:
-            raise _NoArithmeticError(f"the exponent {exponent} is not in 0 to {MAX_EXPONENT}")
-        value = _bounded(value ** int(exponent))
-    return value, at
-
-
-def _atom(tokens: list[str], at: int, depth: int) -> tuple[Fraction, int]:
-    if at >= len(tokens):
-        raise _NoArithmeticError("a number is missing")
-    token = tokens[at]
-    if token == "(":
-        if depth >= MAX_DEPTH:
-            raise _NoArithmeticError(f"brackets more than {MAX_DEPTH} deep")
-        value, at = _sum(tokens, at + 1, depth + 1)
-        if at >= len(tokens) or tokens[at] != ")":
-            raise _NoArithmeticError("a bracket that is not closed")
-    elif token[0].isdigit() or token[0] == ".":
-        value = _bounded(Fraction(token))
-    else:
-        raise _NoArithmeticError(f"{token!r} where a number is expected")
-    at += 1
-    if at < len(tokens) and tokens[at] == "%":
-        return value / 100, at + 1
-    return value, at
