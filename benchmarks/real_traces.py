@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import get_args
 
@@ -97,10 +97,7 @@ def judged(file: TraceFile, path: Path) -> Result:
         usable_references([problem_of(trace) for trace in traces], verifier, "error")
         verdicts = verifier.verify_all([(trace.completion, trace.reference_answer) for trace in traces])
     verify_s = time.perf_counter() - began
-    traces = [
-        replace(trace, answer=verdict.answer, answer_rule=verdict.rule, verdict=verdict.label)
-        for trace, verdict in zip(traces, verdicts, strict=True)
-    ]
+    traces = [trace.judged(verdict) for trace, verdict in zip(traces, verdicts, strict=True)]
     selections = {keep: selected(traces, keep) for keep in get_args(Keep)}
     return Result(file, traces, read_s, verify_s, selections)
 

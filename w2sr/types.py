@@ -8,7 +8,7 @@ Shape suffixes of the numeric rooms: T packed tokens, S segments, V vocabulary, 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 if TYPE_CHECKING:
@@ -106,6 +106,18 @@ class Trace:
     def trace_id(self) -> str:
         """Names the trace in messages and in plans: 'gsm8k/412@teacher#3'."""
         return f"{self.problem_id}@{self.teacher}#{self.sample_index}"
+
+    def judged(self, verdict: Verdict) -> Trace:
+        """The trace with what a verifier says of it."""
+        return replace(
+            self,
+            answer=verdict.answer,
+            answer_rule=verdict.rule,
+            verdict=verdict.label,
+            verdict_reason=verdict.reason,
+            grader=verdict.grader,
+            grader_version=verdict.grader_version,
+        )
 
     @property
     def is_label_free(self) -> bool:

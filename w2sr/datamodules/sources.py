@@ -195,18 +195,7 @@ def verify_traces(
         if trace.verdict:
             judged.append(trace if trace.answer_rule else _with_rule(trace, verifier))
             continue
-        verdict = next(verdicts)
-        judged.append(
-            replace(
-                trace,
-                answer=verdict.answer,
-                answer_rule=verdict.rule,
-                verdict=verdict.label,
-                verdict_reason=verdict.reason,
-                grader=verdict.grader,
-                grader_version=verdict.grader_version,
-            )
-        )
+        judged.append(trace.judged(next(verdicts)))
     return judged, len(traces) - len(kept)
 
 

@@ -88,16 +88,10 @@ def _trace(
         finish_reason=completion.finish_reason,
         sample_index=completion.sample_index,
         num_tokens=len(completion.token_ids),
-        answer=verdict.answer,
-        answer_rule=verdict.rule,
-        verdict=verdict.label,
-        verdict_reason=verdict.reason,
-        grader=verdict.grader,
-        grader_version=verdict.grader_version,
         sampling=settings,
         seed=seed,
         template_hash=stamp.template_hash,
         engine=stamp.engine,
         seconds=seconds,
         no_loss_spans=json.dumps(completion.no_loss_spans) if completion.no_loss_spans else "",
-    )
+    ).judged(verdict)

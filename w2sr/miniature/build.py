@@ -12,16 +12,17 @@ import gzip
 import json
 import shutil
 from collections import Counter
-from dataclasses import asdict
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 
 from w2sr.chat import Chat
+from w2sr.distillation import Stamp, distill
 from w2sr.miniature.world import SOURCE, Split, problems
 from w2sr.policy import load_policy
-from w2sr.rollouts import EmbeddedGenerator
+from w2sr.rollouts import EmbeddedGenerator, sample_requests
 from w2sr.traces import TraceWriter
-from w2sr.types import SampleRequest, Sampling, Trace
+from w2sr.types import Sampling
 from w2sr.verify import Verifier
 
 FOLDER = Path(__file__).parent
@@ -44,36 +45,14 @@ def write_traces(folder: Path, teacher: Path) -> Counter[str]:
     asked = {problem.problem_id: problem for problem in problems("train", SIZES["train"], seed=SEED)}
     chat, policy = Chat.load(teacher), load_policy(teacher)
     generator = EmbeddedGenerator(policy, chat.stop_token_ids, chat.decode)
-    requests = [SampleRequest(p.problem_id, 0, tuple(chat.prompt_ids(p.problem))) for p in asked.values()]
+    requests = [request for problem in asked.values() for request in sample_requests(problem, chat)]
     sampling = Sampling(temperature=0.0, max_new_tokens=160, seed=SEED)
+    stamp = Stamp(TEACHER, chat.template_hash, f"w2sr embedded, transformers {metadata.version('transformers')}")
     verdicts: Counter[str] = Counter()
     with TraceWriter(folder) as writer, Verifier(["boxed"]) as verifier:
-        for completion in generator.stream(requests, sampling):
-            problem = asked[completion.problem_id]
-            verdict = verifier.verify(completion.text, problem.reference_answer)
-            verdicts[verdict.label] += 1
-            writer.append(
-                Trace(
-                    problem_id=problem.problem_id,
-                    source=SOURCE,
-                    problem=problem.problem,
-                    reference_answer=problem.reference_answer,
-                    teacher=TEACHER,
-                    completion=completion.text,
-                    finish_reason=completion.finish_reason,
-                    num_tokens=len(completion.token_ids),
-                    answer=verdict.answer,
-                    answer_rule=verdict.rule,
-                    verdict=verdict.label,
-                    verdict_reason=verdict.reason,
-                    grader=verdict.grader,
-                    grader_version=verdict.grader_version,
-                    sampling=json.dumps(asdict(sampling)),
-                    seed=sampling.seed,
-                    template_hash=chat.template_hash,
-                    engine=f"w2sr embedded, transformers {metadata.version('transformers')}",
-                )
-            )
+        for trace in distill(requests, asked, generator, {SOURCE: verifier}, sampling, stamp):
+            verdicts[trace.verdict] += 1
+            writer.append(replace(trace, seconds=-1.0))  # the same store on every machine
         writer.seal()
     return verdicts
 
