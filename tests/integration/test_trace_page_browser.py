@@ -250,15 +250,15 @@ def test_filters_search_and_order(watch: Watch, make: Callable[..., Path]) -> No
 class Scored(Trace):
     """A trace with fields that the page does not know."""
 
-    corruption: str = ""
+    remark: str = ""
     scores: Any = None
 
 
 def test_scores_and_unknown_fields_are_shown_and_filtered(watch: Watch, make: Callable[..., Path]) -> None:
     base = [{field.name: getattr(trace(at), field.name) for field in fields(Trace)} for at in range(6)]
-    scored = [Scored(**row, corruption="<i>sign</i>", scores={"loss": at / 4}) for at, row in enumerate(base[:5])]
+    scored = [Scored(**row, remark="<i>sign</i>", scores={"loss": at / 4}) for at, row in enumerate(base[:5])]
     page = watch.open(make([*scored, Scored(**base[5])]))
-    assert {"corruption", "scores.loss"} <= set(watch.texts("#detail .facts dt"))
+    assert {"remark", "scores.loss"} <= set(watch.texts("#detail .facts dt"))
     assert {"<i>sign</i>", "0"} <= set(watch.texts("#detail .facts dd"))
     page.click("#more summary")
     page.fill("#smin", "0.5")
