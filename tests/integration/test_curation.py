@@ -103,6 +103,35 @@ def test_structure_and_difficulty_are_scored_and_summed_up(store: Path, capsys: 
     assert lines["equation_validity"][0] == "20"
 
 
+def test_the_page_of_traces_filters_by_what_was_scored(store: Path, tmp_path: Path, tiny_world: Any) -> None:
+    page = tmp_path / "page.html"
+    main(["traces", str(store), "--out", str(page)])
+    assert page_data(page)["scores"] == []
+    main(["score", str(store)])
+    for student in (tiny_world.student, tiny_world.teacher):
+        main(["score", str(store), "--scores", "likelihood", "--student", str(student)])
+    main(["traces", str(store), "--out", str(page)])
+    content = page_data(page)
+    traces = read_store(store)
+    right = {trace.trace_id: float(trace.verdict == "correct") for trace in traces}
+    assert {"scores.structure", "scores.difficulty"} <= set(content["scores"])
+    likelihoods = [name for name in content["scores"] if name.startswith("scores.likelihood ")]
+    assert len(likelihoods) == 2 and all(name.endswith("-float32") for name in likelihoods)
+    ids = column(content["columns"]["trace_id"])
+    difficulty = column(content["extras"]["scores.difficulty"])
+    assert dict(zip(ids, difficulty, strict=True)) == {name: 1 - share for name, share in right.items()}
+
+
+def page_data(page: Path) -> dict[str, Any]:
+    block = page.read_text().split('type="application/json"')[1].partition(">")[2].partition("</script>")[0]
+    content: dict[str, Any] = json.loads(block)
+    return content
+
+
+def column(encoded: dict[str, Any]) -> list[Any]:
+    return encoded["values"] if "values" in encoded else [encoded["of"][at] for at in encoded["at"]]
+
+
 def test_vote_writes_a_store_that_trains_and_says_what_it_is(
     store: Path, tmp_path: Path, fit_config: FitConfig, capsys: pytest.CaptureFixture[str], caplog: Any
 ) -> None:

@@ -8,7 +8,7 @@ from typing import get_args
 
 from w2sr.policy import DTypeName
 from w2sr.scores.rules import difficulty_score, score_of_column, stored_likelihood, structure_score
-from w2sr.scores.sidecars import Score, Values, stored_values
+from w2sr.scores.sidecars import FOLDER, Score, Values, stored_values
 from w2sr.types import Trace
 
 Table = dict[str, dict[str, float]]
@@ -48,6 +48,28 @@ def scores_for(
             if score_of_column(column) == name:
                 table[column] = {trace_id: values[column] for trace_id, values in found.items()}
     return table, lines
+
+
+def stored_table(store: Path, traces: Sequence[Trace]) -> Table:
+    """Every score that lies beside a store: column → trace_id → value. Nothing is computed.
+
+    Where several students' likelihoods are there, their columns end with the student's hash and dtype.
+
+    Args:
+        store: directory of the store.
+        traces: all its traces; difficulty is over these.
+    """
+    folders = sorted(path.name for path in (store / FOLDER).glob("likelihood-*"))
+    named: list[tuple[str, Score]] = [("", structure_score()), ("", difficulty_score(traces))]
+    for folder in folders:
+        _, _, student, dtype = folder.split("-", 3)
+        named.append((f" {student}-{dtype}" if len(folders) > 1 else "", stored_likelihood(student, dtype)))
+    table: Table = {}
+    for suffix, score in named:
+        for trace_id, values in stored_values(store, score, traces).items():
+            for column, value in values.items():
+                table.setdefault(column + suffix, {})[trace_id] = value
+    return table
 
 
 def _read_or_computed(traces: Sequence[Trace], stores: Sequence[Path], score: Score) -> tuple[dict[str, Values], int]:

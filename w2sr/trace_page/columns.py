@@ -65,6 +65,15 @@ def extra_columns(traces: Sequence[Trace]) -> dict[str, Any]:
     return {name: _encoded(values) for name, values in kept.items()}
 
 
+def score_columns(traces: Sequence[Trace], scores: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
+    """Scores that lie beside the traces, `scores.structure`, likewise. Rounded to what a person reads."""
+    columns = {}
+    for name, values in scores.items():
+        found = [values.get(trace.trace_id, math.nan) for trace in traces]
+        columns[f"scores.{name}"] = _encoded([None if math.isnan(value) else round(value, 4) for value in found])
+    return columns
+
+
 def numeric_columns(extras: Mapping[str, Any]) -> list[str]:
     """Which of the extra columns hold numbers only: what one can filter and sort by."""
     return [name for name, column in extras.items() if all(map(_is_number, column.get("of", column.get("values"))))]

@@ -5,14 +5,14 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from w2sr.trace_page.columns import extra_columns, numeric_columns, page_columns
+from w2sr.trace_page.columns import extra_columns, numeric_columns, page_columns, score_columns
 from w2sr.trace_summary import VERDICTS, count_lengths
 from w2sr.types import Trace
 
@@ -22,7 +22,9 @@ PAGE_SIZE = 100
 """Rows of the list that are in the document at a time."""
 
 
-def render_page(traces: Sequence[Trace], *, title: str, num_all: int) -> str:
+def render_page(
+    traces: Sequence[Trace], *, title: str, num_all: int, scores: Mapping[str, Mapping[str, float]] | None = None
+) -> str:
     """One HTML document that shows the traces, without any other file and without the network.
 
     What a trace says is data: it stands in one JSON block whose `<`, `>` and `&` are escaped, and the script puts it
@@ -32,10 +34,11 @@ def render_page(traces: Sequence[Trace], *, title: str, num_all: int) -> str:
     Args:
         traces: what to show, at least one.
         title: what they are, such as the path of their store.
+        scores: column → trace_id → value: what one can also filter and sort by. NaN counts as no value.
         num_all: of how many traces these are a sample stratified by verdict; equal to their number where they are all.
     """
     lengths = count_lengths(traces)
-    extras = extra_columns(traces)
+    extras = extra_columns(traces) | score_columns(traces, scores or {})
     content = {
         "num_traces": len(traces),
         "page_size": PAGE_SIZE,

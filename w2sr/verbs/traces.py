@@ -16,10 +16,11 @@ from rich.text import Text
 from w2sr.datamodules.sources import verify_traces
 from w2sr.locations import locate
 from w2sr.rows import OnBadRow, printable
+from w2sr.scores import stored_table
 from w2sr.selection import GateRow
 from w2sr.trace_page import render_page
 from w2sr.trace_summary import VERDICTS, Lengths, TraceSummary, stratified_sample, summarize
-from w2sr.traces import read_traces
+from w2sr.traces import is_store, read_traces
 from w2sr.types import Keep, RowFormat, Trace
 from w2sr.verify import Verifier
 
@@ -132,7 +133,9 @@ def _columns(entries: Sequence[str] | None) -> dict[str, str] | None:
 def _write_page(args: argparse.Namespace, traces: list[Trace]) -> None:
     shown = traces if args.limit is None else stratified_sample(traces, args.limit)
     was_there = args.out.exists()
-    page = render_page(shown, title=args.store, num_all=len(traces))
+    store = locate(args.store)
+    scores = stored_table(store, traces) if is_store(store) else {}
+    page = render_page(shown, title=args.store, num_all=len(traces), scores=scores)
     args.out.write_text(page, encoding="utf-8", newline="\n")
     size = f"{args.out.stat().st_size / 2**20:,.1f} MiB"
     part = ("" if len(shown) == len(traces) else "a sample of ") + _num(len(shown), "trace")
