@@ -280,6 +280,9 @@ class Completion:
 
     `retokenized` is True where the model's own token ids are not known: `token_ids` are then what our tokenizer makes
     of the text, good for counting, and not what was sampled.
+
+    `logprobs`: the sampler's log-probability of each of the `token_ids`, in nats at the temperature of sampling, before
+    `top_p` cuts; None where the engine was not asked for them. `policy_version` stamps the weights that wrote it.
     """
 
     problem_id: str
@@ -289,6 +292,45 @@ class Completion:
     finish_reason: FinishReason
     no_loss_spans: tuple[tuple[int, int], ...] = ()
     retokenized: bool = False
+    logprobs: tuple[float, ...] | None = None
+    policy_version: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """A completion of the policy, with its prompt and its verdict: all that a reward may look at."""
+
+    problem: Problem
+    prompt_ids: tuple[int, ...]
+    completion: Completion
+    verdict: Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutGroup:
+    """The rollouts of one prompt, in the order of their sample index. Their rewards are compared with each other."""
+
+    problem: Problem
+    rollouts: tuple[Rollout, ...]
+
+
+class PolicyRow(NamedTuple):
+    """One packed row of rollouts, and what the policy loss knows of each of its tokens. All [T], indexed like `labels`.
+
+    `advantages`, `weights` and `rollout_logprobs` are float32, and 0 where a label is IGNORE_INDEX. `weights`: the
+    token's share in the loss of the whole optimizer step, over all its rows and ranks, so that a row's loss is
+    Σ weights · (loss of the token), and rows are summed. `rollout_logprobs`: as sampled, in nats. `segments` (int64):
+    which of the row's segments a token is in. `old_logprobs`: by the policy at the start of the round; None where the
+    policy is still the same, so that the ratio is 1. `ref_logprobs`: by the reference policy; None without one.
+    """
+
+    packed: PackedBatch
+    advantages: torch.Tensor
+    weights: torch.Tensor
+    rollout_logprobs: torch.Tensor
+    segments: torch.Tensor
+    old_logprobs: torch.Tensor | None = None
+    ref_logprobs: torch.Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
