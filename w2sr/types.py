@@ -180,6 +180,12 @@ class ProblemBatch(NamedTuple):
     weights: tuple[float, ...]
 
 
+class Round(NamedTuple):
+    """The name of one round of reinforcement learning, a batch of its loader. The module takes the problems itself."""
+
+    number: int
+
+
 @dataclass(frozen=True)
 class Sampling:
     """How completions are sampled. `temperature` 0 is greedy; `top_p` keeps the smallest set of that probability.
