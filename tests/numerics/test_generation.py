@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import cast
+
 import numpy as np
 import pytest
 import torch
 from transformers import Qwen2Config
 
 from w2sr.attention import packed_layout
+from w2sr.chat import Chat
 from w2sr.packing import pack_row
 from w2sr.policy import Policy, new_policy
-from w2sr.rollouts import EmbeddedGenerator
+from w2sr.rollouts import Embedded, EmbeddedGenerator, PolicyGenerator
 from w2sr.rollouts.sampling import choose_tokens, noise_key, uniforms
 from w2sr.types import IGNORE_INDEX, Completion, SampleRequest, Sampling, Segment
 
@@ -126,3 +131,67 @@ def test_a_prompt_beyond_the_model_is_named() -> None:
 
 def test_no_requests_give_nothing() -> None:
     assert run(sharp_policy(), [], Sampling(), 2) == {}
+
+
+LOGPROB_TOLERANCE = 2e-5
+"""Float32 sums over 23 tokens of logits near 10, once with a cache of keys and values and once without."""
+
+
+def following(policy: Policy, num_slots: int = 4) -> PolicyGenerator:
+    chat = SimpleNamespace(stop_token_ids=(STOP,), decode=str)
+    generator = Embedded(num_slots=num_slots).follow(policy, cast(Chat, chat), torch.device("cpu")).__enter__()
+    generator.update(0)
+    return generator
+
+
+def trainer_logprobs(policy: Policy, request: SampleRequest, completion: Completion, temperature: float) -> np.ndarray:
+    """The completion's log-probabilities as training sees them: one packed row, no cache."""
+    ids = np.array([*request.prompt_ids, *completion.token_ids])
+    labels = np.full(len(ids), IGNORE_INDEX)
+    labels[len(request.prompt_ids) - 1 : -1] = completion.token_ids
+    with torch.no_grad():
+        logprobs = policy(pack_row([Segment("", ids, labels)]), temperature)
+    return logprobs[torch.from_numpy(labels != IGNORE_INDEX)].numpy()
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        Sampling(temperature=0.7, max_new_tokens=9, seed=3),
+        Sampling(temperature=1.3, top_p=0.6, max_new_tokens=9, seed=3),
+        Sampling(temperature=0.0, max_new_tokens=9),
+    ],
+)
+def test_the_sampler_s_logprobs_are_the_trainer_s(sampling: Sampling) -> None:
+    """Also with slots that are refilled and compacted; `top_p` cuts nothing from them; greedy is at temperature 1."""
+    policy = sharp_policy()
+    asked = {(r.problem_id, r.sample_index): r for r in requests()}
+    completions = list(following(policy).stream(list(asked.values()), sampling))
+    assert len({len(c.token_ids) for c in completions}) > 1, "some must stop early"
+    for completion in completions:
+        expected = trainer_logprobs(
+            policy, asked[completion.problem_id, completion.sample_index], completion, sampling.temperature or 1.0
+        )
+        np.testing.assert_allclose(completion.logprobs, expected, atol=LOGPROB_TOLERANCE)
+    assert min(min(c.logprobs or ()) for c in completions) < -0.5, "some tokens must be unlikely"
+
+
+def test_who_did_not_ask_for_logprobs_gets_none_and_the_same_completions() -> None:
+    policy, sampling = sharp_policy(), Sampling(temperature=0.7, max_new_tokens=9, seed=3)
+    plain = EmbeddedGenerator(policy, [STOP], str, num_slots=4).stream(requests(), sampling)
+    asked = following(policy).stream(requests(), sampling)
+    for without, having in zip(plain, asked, strict=True):
+        assert without.logprobs is None and having == replace(without, logprobs=having.logprobs)
+
+
+def test_completions_bear_the_version_of_the_weights_and_its_noise() -> None:
+    """After an update the live policy's weights are sampled from, and noise is that of the new version."""
+    policy, sampling = sharp_policy(), Sampling(temperature=1.0, max_new_tokens=9, seed=3)
+    generator = following(policy)
+    first = list(generator.stream(requests(), sampling))
+    generator.update(5)
+    second = list(generator.stream(requests(), sampling))
+    assert {c.policy_version for c in first} == {0} and {c.policy_version for c in second} == {5}
+    assert {c.token_ids for c in first} != {c.token_ids for c in second}
+    expected = EmbeddedGenerator(policy, [STOP], str, num_slots=4, policy_version=5, logprobs=True)
+    assert second == list(expected.stream(requests(), sampling))

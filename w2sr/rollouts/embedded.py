@@ -21,8 +21,8 @@ from w2sr.attention import Decode, Engine, Prefill, SlotCache, packed_layout
 from w2sr.chat import Chat
 from w2sr.packing import boundaries
 from w2sr.policy import DTypeName, Policy, load_policy
-from w2sr.rollouts.protocol import Generator, RolloutEngine, check_positions
-from w2sr.rollouts.sampling import choose_tokens, noise_key, uniforms
+from w2sr.rollouts.protocol import Generator, PolicyGenerator, RolloutEngine, check_positions
+from w2sr.rollouts.sampling import choose_tokens, noise_key, sampled_logprobs, uniforms
 from w2sr.rollouts.stop_text import StopText
 from w2sr.types import Completion, FinishReason, PackedBatch, SampleRequest, Sampling
 
@@ -58,6 +58,13 @@ class Embedded(RolloutEngine):
         chat.check_vocabulary(policy.vocab_size)
         yield EmbeddedGenerator(policy, chat.stop_token_ids, chat.decode, num_slots=self.num_slots)
 
+    @contextmanager
+    def follow(self, policy: Policy, chat: Chat, device: torch.device) -> Iterator[PolicyGenerator]:
+        """See `RolloutEngine.follow`. It is the live policy, with its own dtype and attention: nothing is copied."""
+        yield EmbeddedGenerator(
+            policy, chat.stop_token_ids, chat.decode, num_slots=self.num_slots, policy_version=-1, logprobs=True
+        )
+
 
 class EmbeddedGenerator:
     """Samples from a policy in this process.
@@ -69,6 +76,7 @@ class EmbeddedGenerator:
         num_slots: sequences that decode together. Memory: num_slots × longest sequence × layers × key/value width.
         max_prefill_tokens: prompt tokens of one prefill call.
         policy_version: stamp of the weights, one of the things that noise depends on.
+        logprobs: completions bear the log-probability of each token.
     """
 
     def __init__(
@@ -80,6 +88,7 @@ class EmbeddedGenerator:
         num_slots: int = 128,
         max_prefill_tokens: int = 16_384,
         policy_version: int = 0,
+        logprobs: bool = False,
     ) -> None:
         if not stop_token_ids:
             raise ValueError("a generator needs at least one stop token id; without one no completion would end")
@@ -89,6 +98,14 @@ class EmbeddedGenerator:
         self.num_slots = num_slots
         self.max_prefill_tokens = max_prefill_tokens
         self.policy_version = policy_version
+        self.logprobs = logprobs
+
+    def update(self, version: int) -> None:
+        """See `PolicyGenerator.update`. The weights are there already."""
+        self.policy_version = version
+
+    def rest(self) -> None:
+        """See `PolicyGenerator.rest`. The cache of keys and values is gone at the end of every stream."""
 
     def stream(self, requests: Sequence[SampleRequest], sampling: Sampling) -> Iterator[Completion]:
         """See `Generator.stream`. Raises ValueError where prompt and completion exceed the model's positions."""
@@ -132,10 +149,11 @@ class _Slots:
 
     def __init__(self, generator: EmbeddedGenerator, capacity: int, num_slots: int, sampling: Sampling) -> None:
         self.generator, self.sampling, self.policy = generator, sampling, generator.policy
-        self.num_slots = num_slots
+        self.num_slots, self.version = num_slots, generator.policy_version
         self.requests: list[SampleRequest | None] = [None] * num_slots
         self.keys = np.zeros(num_slots, dtype=np.uint64)
         self.tokens = np.zeros((num_slots, sampling.max_new_tokens), dtype=np.int64)
+        self.logprobs = np.zeros(self.tokens.shape, dtype=np.float32) if generator.logprobs else None
         self.num_new = np.zeros(num_slots, dtype=np.int64)
         self.num_done = np.zeros(num_slots, dtype=np.int64)
         self.stop_text = StopText(sampling.stop_text, generator.decode)
@@ -155,9 +173,7 @@ class _Slots:
         lengths = np.array([len(request.prompt_ids) for request in requests])
         for slot, request, length in zip(free, requests, lengths, strict=True):
             self.requests[slot] = request
-            self.keys[slot] = noise_key(
-                self.sampling.seed, request.problem_id, request.sample_index, self.generator.policy_version
-            )
+            self.keys[slot] = noise_key(self.sampling.seed, request.problem_id, request.sample_index, self.version)
             self.num_new[slot], self.num_done[slot], self.stored[slot] = 0, request.num_done, length
         cu_seqlens = torch.tensor([0, *lengths.cumsum()], dtype=torch.int32)
         num_tokens = int(lengths.sum())
@@ -200,6 +216,9 @@ class _Slots:
         noise = torch.from_numpy(uniforms(self.keys[slots], positions)).to(logits.device)
         chosen = choose_tokens(logits, noise, self.sampling.temperature, self.sampling.top_p)
         self.tokens[slots, self.num_new[slots]] = chosen.cpu().numpy()
+        if self.logprobs is not None:
+            logprobs = sampled_logprobs(logits, chosen, self.sampling.temperature)
+            self.logprobs[slots, self.num_new[slots]] = logprobs.cpu().numpy()
         self.num_new[slots] += 1
 
     def take_finished(self) -> Iterator[Completion]:
@@ -217,7 +236,16 @@ class _Slots:
             token_ids = tuple(self.tokens[slot, : self.num_new[slot]].tolist())
             text = self.generator.decode(token_ids[:-1] if stopped[slot] else token_ids)
             finish: FinishReason = "stop" if stopped[slot] or met_text else "length"
-            yield Completion(request.problem_id, request.sample_index, token_ids, text, finish)
+            logprobs = None if self.logprobs is None else tuple(self.logprobs[slot, : self.num_new[slot]].tolist())
+            yield Completion(
+                request.problem_id,
+                request.sample_index,
+                token_ids,
+                text,
+                finish,
+                logprobs=logprobs,
+                policy_version=self.version,
+            )
 
     def compact(self) -> None:
         """Drops the empty slots: once no prompt waits, they would only cost time."""
@@ -228,5 +256,6 @@ class _Slots:
             self.cache = self.cache.keep(torch.tensor(active, device=self.policy.device))
         self.requests = [self.requests[slot] for slot in active]
         self.keys, self.tokens = self.keys[active], self.tokens[active]
+        self.logprobs = None if self.logprobs is None else self.logprobs[active]
         self.num_new, self.num_done, self.stored = self.num_new[active], self.num_done[active], self.stored[active]
         self.num_slots = len(active)

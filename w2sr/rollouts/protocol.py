@@ -1,4 +1,7 @@
-"""The one protocol of everything that writes completions, and what a configuration names to get one."""
+"""The one protocol of everything that writes completions, and what a configuration names to get one.
+
+An engine either runs a model that stays as it is (`open`), or follows a policy that is trained (`follow`).
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from typing import Protocol
 import torch
 
 from w2sr.chat import Chat
+from w2sr.policy import Policy
 from w2sr.types import Completion, Problem, SampleRequest, Sampling
 
 
@@ -18,6 +22,25 @@ class Generator(Protocol):
 
     def stream(self, requests: Sequence[SampleRequest], sampling: Sampling) -> Iterator[Completion]:
         """One completion for each request. What a request yields does not depend on the requests beside it."""
+        ...
+
+
+class PolicyGenerator(Generator, Protocol):
+    """Samples from a policy that is trained. Its completions bear `logprobs` and the `policy_version` that wrote them.
+
+    It samples from the weights of the last `update`, and the noise of a token depends on its version. One stream at a
+    time, and no `update` while one runs. All ranks call `update` and `rest` together.
+    """
+
+    policy_version: int
+    """Stamp of the weights; -1 before the first `update`."""
+
+    def update(self, version: int) -> None:
+        """Brings the engine to the policy's present weights, and stamps what is sampled from now on with `version`."""
+        ...
+
+    def rest(self) -> None:
+        """Frees what training needs more than the engine does. The next call is `update`."""
         ...
 
 
@@ -33,6 +56,23 @@ class RolloutEngine(ABC):
             chat: gives the stop tokens and decodes what the model wrote.
             device: where an engine in this process puts its weights; engines elsewhere have their own settings.
         """
+
+    def follow(self, policy: Policy, chat: Chat, device: torch.device) -> AbstractContextManager[PolicyGenerator]:
+        """A generator that samples from `policy` as it was at the last `update`, for as long as the `with` block lasts.
+
+        Args:
+            policy: the model that is trained.
+            chat: gives the stop tokens and decodes what the model wrote.
+            device: the trainer's device; see `open`.
+
+        Raises:
+            ValueError: this engine cannot follow a policy.
+        """
+        raise ValueError(
+            f"engine={type(self).__name__} only runs models that stay as they are; a policy that is trained needs an "
+            "engine that follows it. Set model.init_args.engine.class_path to w2sr.rollouts.Embedded or "
+            "w2sr.rollouts.VLLM."
+        )
 
 
 def sample_requests(problem: Problem, chat: Chat, num_samples: int = 1) -> list[SampleRequest]:

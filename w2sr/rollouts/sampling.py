@@ -72,6 +72,20 @@ def choose_tokens(logits_BV: Tensor, uniforms_B: Tensor, temperature: float, top
     return tokens_BV.gather(-1, ranks_B[:, None])[:, 0]
 
 
+def sampled_logprobs(logits_BV: Tensor, tokens_B: Tensor, temperature: float) -> Tensor:
+    """Log-probability of each chosen token in nats, float32 [B], by the full softmax at the temperature of sampling.
+
+    Greedy choice (temperature 0) has no softmax of its own: then at temperature 1. What `top_p` cuts is not cut here.
+
+    >>> logits = torch.tensor([[1.0, 3.0]])
+    >>> sampled_logprobs(logits, torch.tensor([1]), 2.0)  # -log(1 + exp(-1))
+    tensor([-0.3133])
+    """
+    scale = temperature or 1.0
+    chosen_B = logits_BV.gather(-1, tokens_B[:, None])[:, 0] / scale
+    return chosen_B - (logits_BV / scale).logsumexp(-1)
+
+
 def _inverse_cdf(weights_BV: Tensor, uniforms_B: Tensor) -> Tensor:
     """The first index whose cumulative weight exceeds the uniform number's share of the total."""
     cumulative_BV = weights_BV.cumsum(-1, dtype=torch.float64)
