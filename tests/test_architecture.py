@@ -13,7 +13,7 @@ FLOORS: list[set[str]] = [
     {"types", "locations", "arithmetic"},
     # pure rules: no Lightning, no transformers models
     {"rows", "runs", "templates", "tokenizer", "tools", "shards"},
-    {"traces", "problems", "packing", "verify", "puzzles", "losses", "logprobs", "results"},
+    {"traces", "problems", "packing", "verify", "puzzles", "losses", "logprobs", "advantages", "results"},
     {"supervision", "decontaminate", "votes"},
     {"chat", "corruption", "selection"},
     {"token_cache", "trace_summary", "audit"},
