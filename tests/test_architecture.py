@@ -13,7 +13,8 @@ FLOORS: list[set[str]] = [
     {"types", "locations", "arithmetic"},
     # pure rules: no Lightning, no transformers models
     {"rows", "runs", "templates", "tokenizer", "tools", "shards"},
-    {"traces", "problems", "packing", "verify", "puzzles", "losses", "logprobs", "results", "curriculum"},
+    {"traces", "problems", "packing", "verify", "puzzles", "losses", "logprobs"}
+    | {"advantages", "results", "curriculum"},
     {"supervision", "decontaminate", "votes", "rewards"},
     {"chat", "corruption", "selection"},
     {"token_cache", "trace_summary", "audit"},

@@ -1,4 +1,4 @@
-"""Losses over packed rows: tensors in, tensors out.
+"""The loss of supervised fine-tuning.
 
 Legend: T packed tokens.
 """
