@@ -16,35 +16,53 @@ CHUNK_ELEMENTS = 1 << 24
 
 
 class _ChunkedLogprobs(torch.autograd.Function):
-    """log softmax(hidden @ weight.T / temperature)[target]. The backward pass computes each chunk of logits again."""
+    """log p[target] with p = softmax(hidden @ weight.T / temperature), and the entropy of p where it is asked for.
+
+    The backward pass computes each chunk of logits again. Without a gradient to the entropies they cost it nothing.
+    """
 
     @staticmethod
-    def forward(ctx: Any, hidden_TE: Tensor, weight_VE: Tensor, targets_T: Tensor, temperature: float) -> Tensor:
+    def forward(
+        ctx: Any, hidden_TE: Tensor, weight_VE: Tensor, targets_T: Tensor, temperature: float, with_entropies: bool
+    ) -> tuple[Tensor, Tensor | None]:
         logprobs_T = hidden_TE.new_empty(hidden_TE.shape[0], dtype=torch.float32)
         lse_T = torch.empty_like(logprobs_T)
+        entropies_T = torch.empty_like(logprobs_T) if with_entropies else None
         for rows in _chunks(hidden_TE.shape[0], weight_VE.shape[0]):
             logits = _logits(hidden_TE[rows], weight_VE, temperature)
             lse_T[rows] = logits.logsumexp(-1)
             logprobs_T[rows] = logits.gather(-1, targets_T[rows, None])[:, 0] - lse_T[rows]
-        ctx.save_for_backward(hidden_TE, weight_VE, targets_T, lse_T)
+            if entropies_T is not None:
+                log_p = logits.sub_(lse_T[rows, None])
+                entropies_T[rows] = -log_p.exp().mul_(log_p).sum(-1)
+        ctx.save_for_backward(hidden_TE, weight_VE, targets_T, lse_T, entropies_T)
         ctx.temperature = temperature
-        return logprobs_T
+        ctx.set_materialize_grads(False)
+        return logprobs_T, entropies_T
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        (grad_T,) = grads
-        hidden_TE, weight_VE, targets_T, lse_T = ctx.saved_tensors
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor, Tensor, None, None, None]:
+        hidden_TE, weight_VE, targets_T, lse_T, entropies_T = ctx.saved_tensors
+        # to logprobs and to entropies; None where the loss has none of them
+        grad_T, entropy_grad_T = grads
+        grad_T = torch.zeros_like(lse_T) if grad_T is None else grad_T
         grad_hidden = torch.empty_like(hidden_TE)
         grad_weight = torch.zeros_like(weight_VE, dtype=torch.float32)
         for rows in _chunks(hidden_TE.shape[0], weight_VE.shape[0]):
-            scale = grad_T[rows, None].float() / ctx.temperature
-            # d logprob / d logits = onehot(target) - softmax
-            grad_logits = _logits(hidden_TE[rows], weight_VE, ctx.temperature).sub_(lse_T[rows, None]).exp_()
-            grad_logits.mul_(-scale).scatter_add_(-1, targets_T[rows, None], scale)
-            grad_logits = grad_logits.to(hidden_TE.dtype)
+            scale = grad_T[rows, None] / ctx.temperature
+            log_p = _logits(hidden_TE[rows], weight_VE, ctx.temperature).sub_(lse_T[rows, None])
+            # d logprob / d logits = onehot(target) - p,   d entropy / d logits = -p (log p + entropy)
+            if entropy_grad_T is None:
+                grad_logits = log_p.exp_().mul_(-scale)
+            else:
+                entropy_scale = entropy_grad_T[rows, None] / ctx.temperature
+                grad_logits = log_p.exp()
+                grad_logits.mul_(log_p.add_(entropies_T[rows, None]).mul_(-entropy_scale).sub_(scale))
+            grad_logits = grad_logits.scatter_add_(-1, targets_T[rows, None], scale).to(hidden_TE.dtype)
             grad_hidden[rows] = grad_logits @ weight_VE
             grad_weight += grad_logits.T @ hidden_TE[rows]
-        return grad_hidden, grad_weight.to(weight_VE.dtype), None, None
+        return grad_hidden, grad_weight.to(weight_VE.dtype), None, None, None
 
 
 class _SummedLogprobs(torch.autograd.Function):
@@ -104,7 +122,19 @@ def token_logprobs(hidden_TE: Tensor, weight_VE: Tensor, targets_T: Tensor, temp
         targets_T: token ids [T], all in [0, V).
         temperature: divides the logits, as the sampler did.
     """
-    return _applied(_ChunkedLogprobs, hidden_TE, weight_VE, targets_T, temperature)
+    logprobs_T, _ = _applied(_ChunkedLogprobs, hidden_TE, weight_VE, targets_T, temperature, False)
+    return cast(Tensor, logprobs_T)
+
+
+def token_logprobs_and_entropies(
+    hidden_TE: Tensor, weight_VE: Tensor, targets_T: Tensor, temperature: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """`token_logprobs`, and the entropy of the distribution that each target was drawn from, in nats, float32 [T].
+
+    H = −Σ_v p_v log p_v with p the softmax at this temperature. Both can be differentiated. To look at the entropies
+    costs one pass over each chunk of logits in the forward pass; the backward pass pays only if the loss has them.
+    """
+    return cast("tuple[Tensor, Tensor]", _applied(_ChunkedLogprobs, hidden_TE, weight_VE, targets_T, temperature, True))
 
 
 def summed_logprobs(hidden_TE: Tensor, weight_VE: Tensor, targets_T: Tensor, temperature: float = 1.0) -> Tensor:
@@ -112,14 +142,12 @@ def summed_logprobs(hidden_TE: Tensor, weight_VE: Tensor, targets_T: Tensor, tem
 
     For losses that weigh every token alike. It can be differentiated once.
     """
-    return _applied(_SummedLogprobs, hidden_TE, weight_VE, targets_T, temperature)
+    return cast(Tensor, _applied(_SummedLogprobs, hidden_TE, weight_VE, targets_T, temperature))
 
 
-def _applied(
-    function: type[torch.autograd.Function], hidden_TE: Tensor, weight_VE: Tensor, targets_T: Tensor, temperature: float
-) -> Tensor:
+def _applied(function: type[torch.autograd.Function], hidden_TE: Tensor, weight_VE: Tensor, *rest: Any) -> Any:
     """Casts once, not a chunk at a time, and in the backward pass to the same dtype as in the forward pass."""
     device = hidden_TE.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight_VE.dtype
     with torch.autocast(device, enabled=False):
-        return cast(Tensor, function.apply(hidden_TE.to(dtype), weight_VE.to(dtype), targets_T, temperature))
+        return function.apply(hidden_TE.to(dtype), weight_VE.to(dtype), *rest)

@@ -5,9 +5,11 @@ Legend: T packed tokens, E hidden size, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast, overload
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, Pre
 from w2sr.attention import ATTENTION_NAME, Engine, Layout, packed_layout, resolve_engine
 from w2sr.chat import Chat
 from w2sr.locations import locate_model
-from w2sr.logprobs import summed_logprobs, token_logprobs
+from w2sr.logprobs import summed_logprobs, token_logprobs, token_logprobs_and_entropies
 from w2sr.types import IGNORE_INDEX, PackedBatch
 
 if TYPE_CHECKING:
@@ -61,6 +63,7 @@ class Policy(nn.Module):
         self._adapter: tuple[PeftModel] | None = None
         self.stop_row_E: nn.Parameter | None = None
         self._stop_token_id = -1
+        self._adapters_are_off = False
 
     @property
     def device(self) -> torch.device:
@@ -90,26 +93,49 @@ class Policy(nn.Module):
     def logits(self, hidden_TE: Tensor) -> Tensor:
         """Logits [T, V] in float32, for a few positions only: generation."""
         logits_TV = hidden_TE @ self._frozen_output_weight().T
-        if self.stop_row_E is not None:  # the same as with `_output_weight`, without its copy for every token
-            logits_TV[:, self._stop_token_id] += hidden_TE @ self.stop_row_E.to(hidden_TE.dtype)
+        if (row_E := self._stop_row()) is not None:
+            # the same as with `_output_weight`, without its copy for every token
+            logits_TV[:, self._stop_token_id] += hidden_TE @ row_E.to(hidden_TE.dtype)
         return logits_TV.float()
 
+    @overload
     def forward(
-        self, batch: PackedBatch, temperature: float = 1.0, reduction: Literal["none", "sum"] = "none"
-    ) -> Tensor:
+        self, batch: PackedBatch, temperature: float = ..., reduction: Literal["none", "sum"] = ...
+    ) -> Tensor: ...
+
+    @overload
+    def forward(
+        self, batch: PackedBatch, temperature: float = ..., *, entropies: Literal[True]
+    ) -> tuple[Tensor, Tensor]: ...
+
+    def forward(
+        self,
+        batch: PackedBatch,
+        temperature: float = 1.0,
+        reduction: Literal["none", "sum"] = "none",
+        entropies: bool = False,
+    ) -> Tensor | tuple[Tensor, Tensor]:
         """Log-probabilities in nats, float32 [T], indexed like `batch.labels`; 0 where a label is IGNORE_INDEX.
 
         Only labelled positions are projected to the vocabulary, a chunk at a time. `reduction="sum"` gives their sum,
-        a scalar, at three quarters of the projection's cost (see `summed_logprobs`).
+        a scalar, at three quarters of the projection's cost (see `summed_logprobs`). `entropies=True` gives a second
+        [T]: the entropy of the distribution of each label, in nats (see `token_logprobs_and_entropies`).
         """
         hidden_TE = self.hidden(batch.input_ids, batch.position_ids, packed_layout(batch, self.engine()))
         labelled = (batch.labels != IGNORE_INDEX).nonzero()[:, 0]
         projection = (hidden_TE[labelled], self._output_weight(), batch.labels[labelled], temperature)
         if reduction == "sum":
+            assert not entropies, "a sum of log-probabilities has no entropies"
             return summed_logprobs(*projection)
-        logprobs = token_logprobs(*projection)
-        # index_put keeps the graph alive in a row without labels: its gradient is then zero, not missing
-        return torch.zeros_like(batch.labels, dtype=torch.float32).index_put((labelled,), logprobs)
+
+        def spread(values: Tensor) -> Tensor:
+            # index_put keeps the graph alive in a row without labels: its gradient is then zero, not missing
+            return torch.zeros_like(batch.labels, dtype=torch.float32).index_put((labelled,), values)
+
+        if entropies:
+            logprobs, entropy = token_logprobs_and_entropies(*projection)
+            return spread(logprobs), spread(entropy)
+        return spread(token_logprobs(*projection))
 
     def add_lora(self, lora: LoRA, stop_token_id: int) -> None:
         """Freezes the weights and adds trainable adapters, and a trainable change of the stop token's row.
@@ -132,8 +158,28 @@ class Policy(nn.Module):
             embedding.register_forward_hook(self._change_stop_row)
 
     def _change_stop_row(self, module: nn.Module, given: tuple[Tensor, ...], embedded: Tensor) -> Tensor:
-        assert self.stop_row_E is not None, "the hook is registered with the row"
-        return embedded + (given[0] == self._stop_token_id)[..., None] * self.stop_row_E.to(embedded.dtype)
+        if (row_E := self._stop_row()) is None:
+            return embedded
+        return embedded + (given[0] == self._stop_token_id)[..., None] * row_E.to(embedded.dtype)
+
+    def _stop_row(self) -> Tensor | None:
+        """The change of the stop token's row, where there is one and it is not switched off."""
+        return None if self._adapters_are_off else self.stop_row_E
+
+    @contextmanager
+    def adapters_off(self) -> Iterator[None]:
+        """Inside, the policy is the model that `add_lora` began with: no adapters, no change of the stop token's row.
+
+        So a policy with adapters is its own reference policy, and needs no second copy of the weights.
+        """
+        assert self._adapter is not None and not self._adapters_are_off, "adapters_off() needs add_lora(), and once"
+        (adapter,) = self._adapter
+        self._adapters_are_off = True
+        try:
+            with adapter.disable_adapter():
+                yield
+        finally:
+            self._adapters_are_off = False
 
     def save(self, folder: str | Path, chat: Chat) -> None:
         """Writes a Hugging Face directory: safetensors with adapters merged, tokenizer, generation config.
@@ -170,10 +216,10 @@ class Policy(nn.Module):
     def _output_weight(self) -> Tensor:
         """The output embedding [V, E]; with adapters a copy, in which the stop token's row is changed."""
         weight_VE = self._frozen_output_weight()
-        if self.stop_row_E is None:
+        if (row_E := self._stop_row()) is None:
             return weight_VE
         index = torch.tensor([self._stop_token_id], device=weight_VE.device)
-        return weight_VE.index_add(0, index, self.stop_row_E[None].to(weight_VE.dtype))
+        return weight_VE.index_add(0, index, row_E[None].to(weight_VE.dtype))
 
 
 def context_length(model_name_or_path: str, *, trust_remote_code: bool = False) -> int | None:

@@ -57,6 +57,16 @@ class KL:
                 "the KL divergence (arXiv 2510.01555). Set estimator=k1, or place=loss."
             )
 
+    @property
+    def is_loss(self) -> bool:
+        """Whether there is a penalty, in the loss."""
+        return self.coefficient > 0 and self.place == "loss"
+
+    @property
+    def is_reward(self) -> bool:
+        """Whether there is a penalty, in the reward."""
+        return self.coefficient > 0 and self.place == "reward"
+
 
 @dataclass(frozen=True)
 class Correction:

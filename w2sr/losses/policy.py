@@ -18,7 +18,7 @@ from torch import Tensor
 
 from w2sr.losses.correction import importance_weights
 from w2sr.losses.kl import estimated_kl, k1, k3
-from w2sr.losses.objective import Objective
+from w2sr.losses.objective import KL, Objective
 from w2sr.losses.surrogates import cispo_loss, clipped_loss, ratio, sequence_log_ratio
 from w2sr.types import PolicyRow
 
@@ -39,30 +39,25 @@ def policy_loss(
 
     Returns:
         The loss, and sums without gradient: add them over rows and ranks, and divide by `tokens`.
-        `tokens`; `ratio` ρ (GSPO's is the sequence's); `clipped_low` and `clipped_high`, tokens that the lower and the
-        upper clip hold (with a surrogate's clip only those on the side that it stops; CISPO's clip has one side only);
-        `clipped_dual` with `objective.dual_clip`; `old_kl`, the k3 estimate of KL(π_old ‖ π_θ), and `mismatch_kl` that
-        of KL(π_sampler ‖ π_old); `correction` w and `correction_limited`, tokens whose w met its limit; `entropy` where it was given; `kl`
-        from the reference policy by `objective.kl.estimator`, where the row has `ref_logprobs`.
+
+        - `tokens`; `ratio`, ρ (of GSPO that of the sequence).
+        - `clipped_low`, `clipped_high`: tokens without a gradient because ρ is beyond that clip (of CISPO those whose
+          weight it bounds); `clipped_dual` with `objective.dual_clip`.
+        - `old_kl`, `mismatch_kl`: k3 estimates of KL(π_old ‖ π_θ) and KL(π_sampler ‖ π_old).
+        - `correction`, `correction_limited`: w, and the tokens whose w met its limit.
+        - `entropy`, where it was given; `kl`, from the reference policy by `objective.kl.estimator`, where the row has
+          `ref_logprobs`.
     """
     counted_T = row.weights != 0
     old_logprobs_T = logprobs_T.detach() if row.old_logprobs is None else row.old_logprobs
     log_ratio_T = logprobs_T - old_logprobs_T
     if objective.loss == "gspo":
         log_ratio_T = sequence_log_ratio(log_ratio_T, row.segments, counted_T)
-    advantages_T = row.advantages
-    if objective.kl.coefficient > 0 and objective.kl.place == "reward":
-        assert row.ref_logprobs is not None, "a KL penalty needs ref_logprobs"
-        advantages_T = advantages_T - objective.kl.coefficient * k1(old_logprobs_T, row.ref_logprobs)
-    low, high = objective.clip
-    if objective.loss == "cispo":
-        token_loss_T = cispo_loss(logprobs_T, log_ratio_T, advantages_T, low, high)
-    else:
-        token_loss_T = clipped_loss(log_ratio_T, advantages_T, low, high, objective.dual_clip)
+    advantages_T = _advantages(row, old_logprobs_T, objective.kl)
     correction_T, limited_T = importance_weights(
         old_logprobs_T, row.rollout_logprobs, row.segments, counted_T, objective.correction
     )
-    token_loss_T = token_loss_T * correction_T
+    loss_T = _surrogate(logprobs_T, log_ratio_T, advantages_T, objective) * correction_T
     watched = {
         "tokens": torch.ones_like(logprobs_T),
         **_clip_watch(log_ratio_T.detach(), advantages_T, objective),
@@ -73,27 +68,48 @@ def policy_loss(
     }
     if row.ref_logprobs is not None:
         watched["kl"] = estimated_kl(objective.kl.estimator, logprobs_T, row.ref_logprobs)
-    if objective.kl.coefficient > 0 and objective.kl.place == "loss":
+    if objective.kl.is_loss:
         assert row.ref_logprobs is not None, "a KL penalty needs ref_logprobs"
-        token_loss_T = token_loss_T + objective.kl.coefficient * watched["kl"]
+        loss_T = loss_T + objective.kl.coefficient * watched["kl"]
     if entropies_T is not None:
         watched["entropy"] = entropies_T
     if objective.entropy > 0:
         assert entropies_T is not None, "an entropy bonus needs entropies"
-        token_loss_T = token_loss_T - objective.entropy * entropies_T
-    sums = {name: (values_T.detach() * counted_T).sum() for name, values_T in watched.items()}
-    return (row.weights * token_loss_T).sum(), sums
+        loss_T = loss_T - objective.entropy * entropies_T
+    return (row.weights * loss_T).sum(), {name: _total(values_T, counted_T) for name, values_T in watched.items()}
+
+
+def _advantages(row: PolicyRow, old_logprobs_T: Tensor, kl: KL) -> Tensor:
+    if not kl.is_reward:
+        return row.advantages
+    assert row.ref_logprobs is not None, "a KL penalty needs ref_logprobs"
+    return row.advantages - kl.coefficient * k1(old_logprobs_T, row.ref_logprobs)
+
+
+def _surrogate(logprobs_T: Tensor, log_ratio_T: Tensor, advantages_T: Tensor, objective: Objective) -> Tensor:
+    low, high = objective.clip
+    if objective.loss == "cispo":
+        return cispo_loss(logprobs_T, log_ratio_T, advantages_T, low, high)
+    return clipped_loss(log_ratio_T, advantages_T, low, high, objective.dual_clip)
 
 
 def _clip_watch(log_ratio_T: Tensor, advantages_T: Tensor, objective: Objective) -> dict[str, Tensor]:
-    """The ratio, and which tokens a clip holds; a token of advantage 0 is never counted among them."""
+    """The ratio, and which tokens a clip holds; a token of advantage 0 is never among them."""
     ratio_T = ratio(log_ratio_T)
     low, high = objective.clip
-    below_T, above_T = ratio_T < 1 - low, ratio_T > 1 + high
     bad_T, good_T = advantages_T < 0, advantages_T > 0
     if objective.loss == "cispo":
         bad_T = good_T = bad_T | good_T
-    watch = {"ratio": ratio_T, "clipped_low": below_T & bad_T, "clipped_high": above_T & good_T}
+    watch = {
+        "ratio": ratio_T,
+        "clipped_low": (ratio_T < 1 - low) & bad_T,
+        "clipped_high": (ratio_T > 1 + high) & good_T,
+    }
     if objective.dual_clip is not None:
         watch["clipped_dual"] = (ratio_T > objective.dual_clip) & bad_T
     return watch
+
+
+def _total(values_T: Tensor, counted_T: Tensor) -> Tensor:
+    """The float32 sum over the loss tokens; what other tokens have may be infinite."""
+    return values_T.detach().masked_fill(~counted_T, 0).sum(dtype=torch.float32)
