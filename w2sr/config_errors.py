@@ -15,7 +15,10 @@ from lightning.pytorch.cli import LightningArgumentParser
 from w2sr.rows import nearest
 
 _NO_BASE = ("lightning.LightningModule", "lightning.LightningDataModule")
-_NOISE = re.compile(r"Subtypes?:|Expected a <class 'NoneType'>|Given value|Does not validate|Errors:$|Parser key ")
+_NOISE = re.compile(
+    r"Expected a path but [\[{]|Subtypes?:|Expected a <class 'NoneType'>|Given value|Does not validate|Errors:$|"
+    r"Parser key "
+)
 
 
 class Parser(LightningArgumentParser):

@@ -142,7 +142,7 @@ class ProblemStream:
             in_band = (rates >= self.curriculum.low) & (rates <= self.curriculum.high)
             metrics["curriculum/in_band_frac"] = float(in_band.mean())
         by_stratum = pass_rate_by_stratum(self.strata, self.pass_rate)
-        return metrics | {f"curriculum/pass_rate/{stratum or 'all'}": rate for stratum, rate in by_stratum.items()}
+        return metrics | {f"curriculum/pass_rate/{stratum}".rstrip("/"): rate for stratum, rate in by_stratum.items()}
 
     def state_dict(self) -> dict[str, Any]:
         """Place and statistics as plain numbers, texts and lists."""

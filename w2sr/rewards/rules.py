@@ -83,7 +83,6 @@ class Overlong:
 
     def __call__(self, rollout: Rollout) -> float:
         over = len(rollout.completion.token_ids) - (self.max_tokens - self.buffer_tokens)
-        # max with 0 comes last, so that no zero is negative
         return 0.0 if over <= 0 else -self.penalty * min(over / self.buffer_tokens, 1.0)
 
 

@@ -5,7 +5,6 @@ Legend: N groups, G rollouts of a group.
 
 from __future__ import annotations
 
-import inspect
 import math
 import numbers
 from collections.abc import Callable, Mapping, Sequence
@@ -36,11 +35,6 @@ class RewardTerm:
     weight: float = 1.0
 
     def __post_init__(self) -> None:
-        if inspect.isclass(self.reward):
-            name = f"{self.reward.__module__}.{self.reward.__qualname__}"
-            raise ValueError(
-                f"reward is the class {name}, which has to be made first. Write reward: {{class_path: {name}}}."
-            )
         if not math.isfinite(self.weight):
             raise ValueError(f"weight={self.weight} of a reward is no finite number. Set it to one, such as 1.0.")
 
