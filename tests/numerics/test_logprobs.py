@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from w2sr import logprobs
-from w2sr.logprobs import summed_logprobs, token_logprobs
+from w2sr.logprobs import summed_logprobs, token_logprobs, token_logprobs_and_entropies
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
@@ -99,6 +99,75 @@ def test_the_sum_without_gradients_is_the_same_number() -> None:
     torch.manual_seed(1)
     hidden, weight, targets = torch.randn(5, 6), torch.randn(17, 6), torch.randint(17, (5,))
     assert summed_logprobs(hidden, weight, targets) == summed_logprobs(hidden.requires_grad_(), weight, targets)
+
+
+@pytest.mark.parametrize("upstream", ["both", "logprobs", "entropies"])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("chunk_rows", [1, 3, 100])
+def test_entropies_and_their_gradient_equal_a_full_softmax(
+    monkeypatch: pytest.MonkeyPatch, chunk_rows: int, temperature: float, upstream: str
+) -> None:
+    torch.manual_seed(3)
+    hidden, weight, targets = torch.randn(10, 6), torch.randn(17, 6), torch.randint(17, (10,))
+    to_logprobs, to_entropies = torch.randn(10) * (upstream != "entropies"), torch.randn(10) * (upstream != "logprobs")
+    monkeypatch.setattr(logprobs, "CHUNK_ELEMENTS", 17 * chunk_rows)
+    h, w = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
+    ours, entropies = token_logprobs_and_entropies(h, w, targets, temperature)
+    used = [(ours, to_logprobs), (entropies, to_entropies)]
+    if upstream != "both":  # the other one does not enter the loss at all, which is not the same as with a factor of 0
+        used = [used[upstream == "entropies"]]
+    sum((values * factors).sum() for values, factors in used).backward()
+
+    h64, w64 = hidden.double().requires_grad_(), weight.double().requires_grad_()
+    full = ((h64 @ w64.T) / temperature).log_softmax(-1)
+    reference = torch.stack([full[t, target] for t, target in enumerate(targets)])
+    reference_entropies = torch.stack([-sum(p.exp() * p for p in row) for row in full])
+    ((reference * to_logprobs.double()).sum() + (reference_entropies * to_entropies.double()).sum()).backward()
+    assert reference_entropies.min() < 1.2 and reference_entropies.max() > 2, "guard: from sure to unsure; log 17 = 2.8"
+    torch.testing.assert_close(ours.double(), reference, atol=1e-5, rtol=0)
+    torch.testing.assert_close(entropies.double(), reference_entropies, atol=1e-5, rtol=0)
+    torch.testing.assert_close(h.grad.double(), h64.grad, atol=1e-5, rtol=0)
+    torch.testing.assert_close(w.grad.double(), w64.grad, atol=1e-5, rtol=0)
+
+
+def test_logprobs_are_the_same_bits_with_and_without_entropies() -> None:
+    torch.manual_seed(1)
+    hidden, weight, targets = torch.randn(10, 6), torch.randn(17, 6), torch.randint(17, (10,))
+    gradients = []
+    for function in (token_logprobs, lambda *given: token_logprobs_and_entropies(*given)[0]):
+        h, w = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
+        found = function(h, w, targets)
+        found.square().sum().backward()
+        gradients.append((found.detach(), h.grad, w.grad))
+    assert all(plain.equal(beside) for plain, beside in zip(*gradients, strict=True))
+
+
+def test_entropies_at_the_ends_are_0_and_log_v() -> None:
+    """A token that is certain beyond float32 has entropy 0, not 0 · −inf; one of 8 equal ones has log 8."""
+    weight = torch.eye(8).requires_grad_()
+    hidden = torch.stack([torch.eye(8)[2] * 300, torch.zeros(8)]).requires_grad_()
+    _, entropies = token_logprobs_and_entropies(hidden, weight, torch.tensor([2, 5]))
+    torch.testing.assert_close(entropies, torch.tensor([0.0, 8.0]).clamp(min=1).log(), atol=1e-6, rtol=0)
+    entropies.sum().backward()
+    assert hidden.grad.abs().max() < 1e-6, "both ends are flat"
+
+
+def test_entropies_in_bfloat16_are_float32_numbers() -> None:
+    torch.manual_seed(1)
+    hidden, weight = (torch.randn(n, 8).bfloat16().requires_grad_() for n in (4, 11))
+    found, entropies = token_logprobs_and_entropies(hidden, weight, torch.tensor([0, 3, 5, 10]))
+    (found.sum() + entropies.sum()).backward()
+    full = (hidden.float() @ weight.float().T).log_softmax(-1)
+    assert found.dtype == entropies.dtype == torch.float32 and hidden.grad.dtype == weight.grad.dtype == torch.bfloat16
+    # bf16 logits have 8 bits: near 4 they step by 0.03
+    torch.testing.assert_close(entropies, -(full.exp() * full).sum(-1), atol=0.05, rtol=0)
+
+
+def test_no_targets_give_empty_entropies_and_zero_gradient() -> None:
+    hidden, weight = torch.randn(0, 6, requires_grad=True), torch.randn(17, 6, requires_grad=True)
+    found, entropies = token_logprobs_and_entropies(hidden, weight, torch.empty(0, dtype=torch.int64))
+    (found.sum() + entropies.sum()).backward()
+    assert found.shape == entropies.shape == (0,) and not weight.grad.any()
 
 
 @pytest.mark.parametrize("function", [token_logprobs, summed_logprobs])

@@ -91,6 +91,63 @@ def test_the_export_of_adapters_is_a_merged_ordinary_model(
     assert any(p.requires_grad for p in policy.parameters())
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_with_adapters_off_the_policy_is_the_model_it_was_made_from(
+    tied: bool, tiny_world: Any, chat: Chat, row: PackedBatch
+) -> None:
+    config = load_policy(tiny_world.student).lm.config
+    config.tie_word_embeddings = tied
+    torch.manual_seed(2)
+    policy = new_policy(config)
+
+    def seen() -> dict[str, torch.Tensor]:
+        """What training and what generation see: log-probabilities, entropies and logits."""
+        with torch.no_grad():
+            hidden = policy.hidden(row.input_ids, row.position_ids, packed_layout(row, policy.engine()))
+            logprobs, entropies = policy(row, entropies=True)
+            return {"logprobs": logprobs, "entropies": entropies, "logits": policy.logits(hidden)}
+
+    base = seen()
+    policy.add_lora(LoRA(rank=3, alpha=9), chat.stop_token_ids[0])
+    trained_a_little(policy, row)
+    on, trainable = seen(), {name for name, p in policy.named_parameters() if p.requires_grad}
+    assert policy.stop_row_E is not None and policy.stop_row_E.abs().max() > 0.01, "guard: the row has changed"
+    with policy.adapters_off():
+        off = seen()
+    for name in base:
+        torch.testing.assert_close(off[name], base[name], atol=0, rtol=0)
+        assert (on[name] - base[name]).abs().max() > 0.05, "guard: the adapters do something"
+        torch.testing.assert_close(seen()[name], on[name], atol=0, rtol=0)
+    assert {name for name, p in policy.named_parameters() if p.requires_grad} == trainable
+    assert all(gradient.any() for gradient in gradients(policy, row).values()), "and they still learn"
+
+
+def test_adapters_come_back_after_an_error_and_a_policy_without_any_has_none_to_switch_off(
+    tiny_world: Any, chat: Chat, row: PackedBatch
+) -> None:
+    policy = load_policy(tiny_world.student)
+    with pytest.raises(AssertionError, match="add_lora"), policy.adapters_off():
+        pass
+    policy.add_lora(LoRA(rank=3, alpha=9), chat.stop_token_ids[0])
+    before = trained_a_little(policy, row)(row).detach()
+    with pytest.raises(RuntimeError, match="by the way"), policy.adapters_off():
+        raise RuntimeError("by the way")
+    torch.testing.assert_close(policy(row), before, atol=0, rtol=0)
+
+
+def test_entropies_stand_where_labels_do_and_an_empty_row_has_a_zero_gradient(
+    tiny_world: Any, row: PackedBatch
+) -> None:
+    policy = load_policy(tiny_world.student)
+    logprobs, entropies = policy(row, 0.7, entropies=True)
+    labelled = row.labels >= 0
+    assert logprobs.equal(policy(row, 0.7)) and entropies.dtype == torch.float32
+    assert (entropies[labelled] > 0).all() and not entropies[~labelled].any() and labelled.any() and not labelled.all()
+    nothing = row._replace(labels=torch.full_like(row.labels, -100))
+    sum(part.sum() for part in policy(nothing, entropies=True)).backward()
+    assert all(p.grad is not None and not p.grad.any() for p in policy.parameters())
+
+
 @pytest.mark.parametrize("lora", [None, LoRA(rank=2)])
 @pytest.mark.parametrize("tied", [True, False])
 def test_tied_weights_stay_tied(
