@@ -192,6 +192,20 @@ class Policy(nn.Module):
         self.lm.save_pretrained(folder, state_dict=self._merged_state())
         chat.save(folder)
 
+    def save_untied(self, folder: str | Path) -> None:
+        """Writes configuration and safetensors as `save` does, the output embedding always apart from the input's.
+
+        For engines that load weights again while they run, and may keep an old copy of one of two tied embeddings.
+        """
+        state = self._merged_state()
+        (name,) = [f"{name}.weight" for name, m in self.lm.named_modules() if m is self.lm.get_output_embeddings()]
+        tied, state[name] = self.lm.config.tie_word_embeddings, state[name].clone()
+        self.lm.config.tie_word_embeddings = False
+        try:
+            self.lm.save_pretrained(folder, state_dict=state)
+        finally:
+            self.lm.config.tie_word_embeddings = tied
+
     def _merged_state(self) -> dict[str, Tensor]:
         """The weights under the model's own names, adapters merged in."""
         if self._adapter is None:

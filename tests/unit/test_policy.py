@@ -253,3 +253,20 @@ def test_auto_attention_is_sdpa_in_float32(tiny_world: Any, monkeypatch: pytest.
         assert policy.engine() == "varlen"
     named = load_policy(tiny_world.student, attention="varlen")
     assert named.engine() == "varlen", "a named engine is kept, or refused where it cannot run"
+
+
+@pytest.mark.parametrize("lora", [None, LoRA(rank=4)])
+def test_an_untied_copy_holds_both_embeddings_and_leaves_the_policy_tied(
+    lora: LoRA | None, tiny_world: Any, chat: Chat, row: PackedBatch, tmp_path: Path
+) -> None:
+    policy = load_policy(tiny_world.student)
+    assert policy.lm.config.tie_word_embeddings
+    if lora:
+        policy.add_lora(lora, chat.stop_token_id)
+    trained_a_little(policy, row).eval().save_untied(tmp_path)
+    assert policy.lm.config.tie_word_embeddings
+    copied = load_policy(tmp_path).eval()
+    embeddings = copied.lm.get_input_embeddings(), copied.lm.get_output_embeddings()
+    assert embeddings[0].weight is not embeddings[1].weight and torch.equal(embeddings[0].weight, embeddings[1].weight)
+    with torch.no_grad():
+        torch.testing.assert_close(copied(row), policy(row), atol=1e-4, rtol=0)

@@ -17,7 +17,8 @@ from lightning import LightningModule
 from w2sr.chat import Chat
 from w2sr.miniature.tokenizer import build_tokenizer
 from w2sr.rollouts import VLLM, Embedded, OpenAIServer, RolloutEngine
-from w2sr.rollouts.vllm_local import VLLMGenerator, rank_gpus
+from w2sr.rollouts.vllm_generator import VLLMGenerator
+from w2sr.rollouts.vllm_local import rank_gpus
 from w2sr.types import SampleRequest, Sampling
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -58,7 +59,7 @@ class StandIn:
 
     def step(self) -> list[Any]:
         name = next(iter(self.open))
-        output = SimpleNamespace(finish_reason=self.reason, token_ids=[5, 7])
+        output = SimpleNamespace(finish_reason=self.reason, token_ids=[5, 7], logprobs=None)
         self.open.pop(name)
         return [SimpleNamespace(finished=True, request_id=name, outputs=[output])]
 

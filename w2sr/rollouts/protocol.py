@@ -32,8 +32,10 @@ class PolicyGenerator(Generator, Protocol):
     time, and no `update` while one runs. All ranks call `update` and `rest` together.
     """
 
-    policy_version: int
-    """Stamp of the weights; -1 before the first `update`."""
+    @property
+    def policy_version(self) -> int:
+        """Stamp of the weights; -1 before the first `update`."""
+        ...
 
     def update(self, version: int) -> None:
         """Brings the engine to the policy's present weights, and stamps what is sampled from now on with `version`."""

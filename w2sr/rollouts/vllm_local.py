@@ -1,9 +1,10 @@
-"""vLLM in this process: `vllm.LLM`, fed with our token ids and stepped by us, so that completions stream."""
+"""vLLM in this process, as an engine that a configuration names: what it is started with, and on which GPUs."""
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -12,10 +13,16 @@ import torch
 
 from w2sr.chat import Chat
 from w2sr.locations import locate_model
-from w2sr.policy import DTypeName
-from w2sr.rollouts.protocol import Generator, RolloutEngine, check_positions
-from w2sr.rollouts.sampling import request_seed
-from w2sr.types import Completion, SampleRequest, Sampling
+from w2sr.policy import DTypeName, Policy
+from w2sr.rollouts.freshness import copy_tolerance
+from w2sr.rollouts.protocol import Generator, PolicyGenerator, RolloutEngine
+from w2sr.rollouts.vllm_generator import VLLMFollower, VLLMGenerator
+from w2sr.rollouts.weight_sync import sync_folder
+
+LOGPROBS_MODE = "processed_logprobs"
+"""vLLM's name for log-probabilities at the temperature of sampling; its default leaves the temperature out."""
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -59,7 +66,38 @@ class VLLM(RolloutEngine):
         finally:
             llm.llm_engine.engine_core.shutdown()
 
-    def _arguments(self) -> dict[str, Any]:
+    @contextmanager
+    def follow(self, policy: Policy, chat: Chat, device: torch.device) -> Iterator[PolicyGenerator]:
+        """See `RolloutEngine.follow`. Every rank gives its own engine whole weights, through files in memory.
+
+        On a GPU, which the trainer uses too, the engine frees its memory while it rests (vLLM's sleep mode). That was
+        not run, and the log says so. Leave room for training in `gpu_memory_utilization`.
+
+        Raises:
+            ValueError: vLLM is not installed, it refuses the arguments, or the policy is sharded.
+        """
+        llm_class = _import_llm()
+        on_gpu = device.type == "cuda"
+        if on_gpu:
+            _log.warning(
+                "vLLM follows the policy on %s: its sleep and its reloading of weights were never run on a GPU. After "
+                "every update a probe compares its log-probabilities with the policy's.",
+                device,
+            )
+        more = {"logprobs_mode": LOGPROBS_MODE, "enable_sleep_mode": on_gpu}
+        with sync_folder(policy) as folder:
+            chat.save(folder)
+            policy.save_untied(folder)
+            with _own_gpus(device, self.tensor_parallel_size):
+                llm = llm_class(model=str(folder), **self._arguments(more))
+            try:
+                generator = VLLMGenerator(llm, chat, policy_version=-1, follows=True)
+                tolerance = copy_tolerance(policy, self.dtype)
+                yield VLLMFollower(llm, generator, policy, chat, folder, sleeps=on_gpu, tolerance=tolerance)
+            finally:
+                llm.llm_engine.engine_core.shutdown()
+
+    def _arguments(self, following: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Keywords of `vllm.LLM`. Weights are safetensors only, as everywhere: other formats are pickles."""
         ours = {
             "dtype": self.dtype,
@@ -68,76 +106,12 @@ class VLLM(RolloutEngine):
             "max_model_len": self.max_model_len,
             "enforce_eager": self.enforce_eager,
             "trust_remote_code": self.trust_remote_code,
+            **(following or {}),
         }
         more = self.engine_args or {}
         if twice := sorted(ours.keys() & more.keys()):
             raise ValueError(f"engine_args sets {', '.join(twice)}, which the engine VLLM has as its own argument.")
         return {"load_format": "safetensors", **ours, **more}
-
-
-class VLLMGenerator:
-    """Completions of one `vllm.LLM`. One stream at a time.
-
-    `LLM.generate` returns only when all requests are finished, so we call what it is made of: `LLMEngine.add_request`
-    and `LLMEngine.step`. Beside chunks of `LLM.generate` this yields each completion when it is finished, and no
-    batch waits for its slowest member.
-    """
-
-    def __init__(self, llm: Any, chat: Chat, policy_version: int = 0) -> None:
-        self.engine, self.renderer = llm.llm_engine, llm.renderer
-        self.max_model_len: int = llm.model_config.max_model_len
-        self.stop_token_ids = list(chat.stop_token_ids)
-        self.decode = chat.decode
-        self.policy_version = policy_version
-        self._num_asked = 0
-
-    def stream(self, requests: Sequence[SampleRequest], sampling: Sampling) -> Iterator[Completion]:
-        """See `Generator.stream`. Raises ValueError where prompt and completion exceed the model's positions."""
-        if not requests:
-            return
-        check_positions(requests, sampling, self.max_model_len)
-        waiting: dict[str, SampleRequest] = {}
-        prompts = self.renderer.render_cmpl([{"prompt_token_ids": list(request.prompt_ids)} for request in requests])
-        try:
-            for request, prompt in zip(requests, prompts, strict=True):
-                name = str(self._num_asked)
-                self._num_asked += 1
-                self.engine.add_request(name, prompt, self._params(request, sampling))
-                waiting[name] = request
-            while waiting:
-                for output in self.engine.step():
-                    if output.finished and output.request_id in waiting:
-                        yield self._completion(waiting.pop(output.request_id), output.outputs[0])
-        finally:
-            self.engine.abort_request(list(waiting))
-
-    def _params(self, request: SampleRequest, sampling: Sampling) -> Any:
-        """Sampling parameters of one request. Only our stop tokens end it: `ignore_eos` turns vLLM's own off."""
-        from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind
-
-        return SamplingParams(
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            max_tokens=sampling.max_new_tokens - request.num_done,
-            seed=request_seed(sampling, request, self.policy_version),
-            stop_token_ids=self.stop_token_ids,
-            ignore_eos=True,
-            stop=list(sampling.stop_text),
-            include_stop_str_in_output=True,
-            detokenize=bool(sampling.stop_text),
-            output_kind=RequestOutputKind.FINAL_ONLY,
-        )
-
-    def _completion(self, request: SampleRequest, output: Any) -> Completion:
-        if output.finish_reason not in ("stop", "length"):
-            raise RuntimeError(
-                f"vLLM ended sample {request.sample_index} of problem '{request.problem_id}' with "
-                f"{output.finish_reason!r} after {len(output.token_ids):,} tokens, not with 'stop' or 'length'."
-            )
-        token_ids = tuple(output.token_ids)
-        text = self.decode(token_ids[:-1] if token_ids[-1] in self.stop_token_ids else token_ids)
-        return Completion(request.problem_id, request.sample_index, token_ids, text, output.finish_reason)
 
 
 def _import_llm() -> Any:
