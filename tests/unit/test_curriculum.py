@@ -81,6 +81,18 @@ def test_problems_outside_of_the_band_are_asked_with_the_chance_of_keep_frac() -
     assert all(abs(counts[index] - 100) < 5 * 8.7 for index in (0, 1)), counts[:2]
 
 
+def test_a_kept_problem_stands_anywhere_in_its_pass() -> None:
+    """The chance to be kept is another than the one of the order: the mean place is the middle of the pass."""
+    one = stream(num=21, high=0.5, keep_frac=0.25)
+    one.record("p/0", 4, 4, 0)
+    places = []
+    while one.state_dict()["pass"] < 400:
+        if one.take(1) == [0]:
+            places.append((one.state_dict()["next"] - 1) / 20)
+    # about 100 places, uniform in [0, 1]: mean 0.5, standard deviation 0.29 / 10
+    assert len(places) > 60 and abs(sum(places) / len(places) - 0.5) < 5 * 0.029, places
+
+
 def test_whether_a_problem_is_kept_depends_on_nothing_but_seed_pass_and_id() -> None:
     """Other problems in the band or out of it, other statistics: the same passes ask the problem."""
 

@@ -86,7 +86,7 @@ def test_length_is_between_its_ends_and_each_verdict_has_its_own() -> None:
     share = (1 + math.sqrt(0.5)) / 2
     assert reward(rollout(num_tokens=10)) == pytest.approx(1 + 2 * share, abs=TOLERANCE)
     assert reward(rollout(num_tokens=10, label="no_answer")) == pytest.approx(-2 - 2 * share, abs=TOLERANCE)
-    assert reward(rollout(num_tokens=40)) == reward(rollout(num_tokens=400)) == 1.0
+    assert reward(rollout(num_tokens=40)) == reward(rollout(num_tokens=60)) == 1.0
     assert reward(rollout(num_tokens=0)) == 3.0
 
 
