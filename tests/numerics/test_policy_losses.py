@@ -60,21 +60,26 @@ def ragged(seed: int = 3, lengths: Sequence[int] = (5, 1, 9, 2, 7, 4)) -> list[S
 
 
 def pack(rollouts: Sequence[Sampled], weights: Sequence[float]) -> tuple[Tensor, Tensor, PolicyRow]:
-    """(logprobs, entropies, row): each rollout behind 2 prompt tokens and before a last token, which carry no loss."""
+    """(logprobs, entropies, row): each rollout behind 2 prompt tokens and before a last token, which carry no loss.
 
-    def spread(parts: Sequence[Tensor]) -> Tensor:
-        return torch.cat([torch.cat([torch.zeros(2), part, torch.zeros(1)]) for part in parts])
+    Tokens without loss have numbers of their own, other ones in each array, so that one that is counted shows.
+    """
+
+    def spread(parts: Sequence[Tensor], without_loss: float = 0.0) -> Tensor:
+        around = [torch.full((number,), without_loss, dtype=torch.float64) for number in (2, 1)]
+        return torch.cat([torch.cat([around[0], part, around[1]]) for part in parts])
 
     row = PolicyRow(
         packed=None,  # the loss reads no token ids
         advantages=spread([torch.full_like(one.logprobs, one.advantage) for one in rollouts]),
         weights=spread([torch.full_like(one.logprobs, weight) for one, weight in zip(rollouts, weights, strict=True)]),
-        rollout_logprobs=spread([one.sampled for one in rollouts]),
+        rollout_logprobs=spread([one.sampled for one in rollouts], -0.7),
         segments=torch.cat([torch.full((len(one.old) + 3,), number) for number, one in enumerate(rollouts)]),
-        old_logprobs=spread([one.old for one in rollouts]),
-        ref_logprobs=spread([one.ref for one in rollouts]),
+        old_logprobs=spread([one.old for one in rollouts], -1.1),
+        ref_logprobs=spread([one.ref for one in rollouts], -1.9),
     )
-    logprobs, entropies = spread([one.logprobs for one in rollouts]), spread([one.entropies for one in rollouts])
+    logprobs = spread([one.logprobs.detach() for one in rollouts], -0.2)
+    entropies = spread([one.entropies.detach() for one in rollouts], 0.9)
     return logprobs.requires_grad_(), entropies.requires_grad_(), row
 
 
@@ -309,6 +314,14 @@ def test_what_is_watched_in_numbers() -> None:
         "kl": 0.1931,  # of 0.1 / 0.2
         "entropy": 10,
     }
+
+
+def test_the_clip_of_cispo_is_watched_on_both_sides_for_both_signs() -> None:
+    old = torch.zeros(5)
+    row = PolicyRow(None, tensor([1.0, -1.0, 1.0, -1.0, 0.0]), torch.ones(5), old, torch.zeros(5).long(), old)
+    log_ratios = tensor([2.0, 2.0, 0.3, 0.3, 2.0]).log()
+    _, sums = policy_loss(log_ratios, None, row, Objective("cispo", clip_low=0.5, clip_high=0.9))
+    assert sums["clipped_high"] == 2 and sums["clipped_low"] == 2
 
 
 def categorical(seed: int, size: int = 5) -> Tensor:

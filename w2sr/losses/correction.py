@@ -32,7 +32,7 @@ from w2sr.losses.surrogates import segment_sums
 def importance_weights(
     old_logprobs_T: Tensor, rollout_logprobs_T: Tensor, segments_T: Tensor, counted_T: Tensor, correction: Correction
 ) -> tuple[Tensor, Tensor]:
-    """Factor of each token's loss, [T], and whether its limit changed it, bool [T]. Neither has a gradient.
+    """Factor of each token's loss, [T], and whether its limit changed it, bool [T]. No input has a gradient.
 
     Args:
         old_logprobs_T: of the sampled tokens, by the trainer's policy at the start of the round.
@@ -48,7 +48,7 @@ def importance_weights(
     >>> [x.tolist() for x in importance_weights(old, sampled, *where, Correction("mask"))]
     [[1.2840254306793213, 0.0], [False, True]]
     """
-    log_w_T = (old_logprobs_T - rollout_logprobs_T).detach()
+    log_w_T = old_logprobs_T - rollout_logprobs_T
     if correction.kind == "none":
         return torch.ones_like(log_w_T), torch.zeros_like(counted_T)
     if correction.level == "sequence":
