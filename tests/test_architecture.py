@@ -14,13 +14,14 @@ FLOORS: list[set[str]] = [
     # pure rules: no Lightning, no transformers models
     {"rows", "runs", "templates", "tokenizer", "tools", "shards"},
     {"traces", "problems", "packing", "verify", "puzzles", "losses", "logprobs"}
-    | {"advantages", "results", "curriculum"},
+    | {"advantages", "results", "curriculum", "weight_files"},
     {"supervision", "decontaminate", "votes", "rewards"},
     {"chat", "corruption", "selection"},
     {"token_cache", "trace_summary", "audit"},
     # engines
     {"attention", "flops"},
     {"policy"},
+    {"sharding"},
     {"rollouts", "metrics", "scores"},
     {"evaluation", "report", "trace_page"},
     {"distillation"},

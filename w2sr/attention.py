@@ -70,14 +70,15 @@ class SlotCache:
     values: list[Tensor]
 
     @classmethod
-    def allocate(cls, model: nn.Module, num_slots: int, capacity: int) -> SlotCache:
+    def allocate(
+        cls, model: nn.Module, num_slots: int, capacity: int, dtype: torch.dtype, device: torch.device
+    ) -> SlotCache:
         config: Any = model.config
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         shape = (num_slots, config.num_key_value_heads, capacity, head_dim)
-        parameter = next(model.parameters())
 
         def blank() -> list[Tensor]:
-            return [parameter.new_zeros(shape) for _ in range(config.num_hidden_layers)]
+            return [torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.num_hidden_layers)]
 
         return cls(blank(), blank())
 

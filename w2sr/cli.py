@@ -127,10 +127,14 @@ class W2SRCLI(LightningCLI):
 
 def register_strategies() -> None:
     """`trainer.strategy: fsdp2`, so that trainer overlays need no class path."""
-    from lightning.pytorch.strategies import ModelParallelStrategy
-
     if "fsdp2" not in StrategyRegistry.available_strategies():
-        StrategyRegistry.register("fsdp2", ModelParallelStrategy, description="FSDP2 over all devices")
+        StrategyRegistry.register("fsdp2", _fsdp2, description="FSDP2 over all devices")
+
+
+def _fsdp2(**settings: Any) -> Any:
+    from w2sr.modules.fsdp2 import FSDP2  # here, because it imports the engines
+
+    return FSDP2(**settings)
 
 
 VERBS = ("ask", "audit", "corrupt", "decontaminate", "merge", "puzzles", "report", "score", "traces", "vote")

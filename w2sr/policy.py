@@ -5,7 +5,7 @@ Legend: T packed tokens, E hidden size, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast, overload
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from w2sr.attention import ATTENTION_NAME, Engine, Layout, packed_layout, resolve_engine
 from w2sr.chat import Chat
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
 DTypeName = Literal["float32", "bfloat16"]
+Recompute = bool | Literal["selective"]
+"""Blocks whose activations the backward pass computes again: none, all, or (`selective`) every second one."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,9 @@ class Policy(nn.Module):
             )
         self.lm = lm
         self.attention = attention
+        # where weights lie elsewhere, or are kept wider, than they are computed with (see `w2sr.sharding`)
+        self.compute_device: torch.device | None = None
+        self.compute_dtype: torch.dtype | None = None
         # in a tuple, because a module attribute would register every weight a second time
         self._adapter: tuple[PeftModel] | None = None
         self.stop_row_E: nn.Parameter | None = None
@@ -67,7 +73,13 @@ class Policy(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return next(self.parameters()).device
+        """Where the arithmetic is done."""
+        return self.compute_device or next(self.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the weights as the forward pass sees them, autocast aside."""
+        return self.compute_dtype or self._frozen_output_weight().dtype
 
     @property
     def vocab_size(self) -> int:
@@ -78,7 +90,7 @@ class Policy(nn.Module):
         """The attention engine on the present device. `auto` is SDPA in float32, which the CUDA kernels do not know."""
         device = self.device.type
         autocast = torch.is_autocast_enabled(device)
-        arithmetic = torch.get_autocast_dtype(device) if autocast else self._frozen_output_weight().dtype
+        arithmetic = torch.get_autocast_dtype(device) if autocast else self.dtype
         if self.attention == "auto" and arithmetic == torch.float32:
             return "sdpa"
         return resolve_engine(self.attention, self.device)
@@ -97,6 +109,11 @@ class Policy(nn.Module):
             # the same as with `_output_weight`, without its copy for every token
             logits_TV[:, self._stop_token_id] += hidden_TE @ row_E.to(hidden_TE.dtype)
         return logits_TV.float()
+
+    def next_logits(self, input_ids: Tensor, position_ids: Tensor, layout: Layout, wanted: Tensor) -> Tensor:
+        """Logits [·, V] in float32 at the `wanted` positions of one packed row. A whole forward pass: a sharded policy
+        gathers its weights for it, as for `forward` (`hidden` and `logits` see what lies on their own rank)."""
+        return self.logits(self.hidden(input_ids, position_ids, layout)[wanted])
 
     @overload
     def forward(
@@ -136,6 +153,22 @@ class Policy(nn.Module):
             logprobs, entropy = token_logprobs_and_entropies(*projection)
             return spread(logprobs), spread(entropy)
         return spread(token_logprobs(*projection))
+
+    def recompute(self, blocks: Recompute) -> None:
+        """Lets the backward pass compute blocks' activations again, in place of keeping them.
+
+        `selective` leaves every second block as it is: half the memory of none at half the additional forward pass.
+        """
+        if not blocks:
+            return
+        self.lm.gradient_checkpointing_enable({"use_reentrant": False})
+        if blocks == "selective":
+            for block in self.blocks()[1::2]:
+                block.gradient_checkpointing = False
+
+    def blocks(self) -> list[GradientCheckpointingLayer]:
+        """The transformer blocks, in order."""
+        return [module for module in self.lm.modules() if isinstance(module, GradientCheckpointingLayer)]
 
     def add_lora(self, lora: LoRA, stop_token_id: int) -> None:
         """Freezes the weights and adds trainable adapters, and a trainable change of the stop token's row.
@@ -184,12 +217,21 @@ class Policy(nn.Module):
     def save(self, folder: str | Path, chat: Chat) -> None:
         """Writes a Hugging Face directory: safetensors with adapters merged, tokenizer, generation config.
 
-        The generation config stops on the tokens that the student was trained to stop on.
+        The generation config stops on the tokens that the student was trained to stop on. The policy must be whole; the
+        parts of a sharded one are written by `save_description` and `write_weights`.
         """
+        self.save_description(folder, chat)
+        self.lm.save_pretrained(folder, state_dict=self._merged_state())
+
+    def save_description(self, folder: str | Path, chat: Chat) -> None:
+        """Writes what a Hugging Face directory holds beside the weights."""
         self.lm.generation_config = GenerationConfig(
             eos_token_id=list(chat.stop_token_ids), pad_token_id=chat.tokenizer.pad_token_id
         )
-        self.lm.save_pretrained(folder, state_dict=self._merged_state())
+        self.lm.generation_config.save_pretrained(folder)
+        config = self.lm.config
+        config.architectures, config.dtype = [type(self.lm).__name__], self._frozen_output_weight().dtype
+        config.save_pretrained(folder)
         chat.save(folder)
 
     def save_untied(self, folder: str | Path) -> None:
@@ -205,6 +247,33 @@ class Policy(nn.Module):
             self.lm.save_pretrained(folder, state_dict=state)
         finally:
             self.lm.config.tie_word_embeddings = tied
+
+    def merged_weights(self, whole: Callable[[Tensor], Tensor]) -> Iterator[tuple[str, Tensor]]:
+        """The weights under the names of a model directory, adapters merged in, one after the other; tied ones once.
+
+        Args:
+            whole: gathers one weight from where it lies.
+        """
+        scales = {
+            f"{name}.": module.scaling["default"]
+            for name, module in self.lm.named_modules()
+            if hasattr(module, "lora_A")
+        }
+        weights = self.lm.state_dict(keep_vars=True)
+        frozen, seen = self._frozen_output_weight(), set()
+        for name, weight in weights.items():
+            if ".lora_" in name or id(weight) in seen:
+                continue
+            seen.add(id(weight))
+            full = whole(weight).detach()
+            if name.endswith(".base_layer.weight"):
+                layer = name.removesuffix("base_layer.weight")
+                inner, outer = (whole(weights[f"{layer}lora_{side}.default.weight"]).detach() for side in "AB")
+                full = full + outer @ inner * scales[layer]
+            if weight is frozen and self.stop_row_E is not None:
+                index = torch.tensor([self._stop_token_id], device=full.device)
+                full = full.index_add(0, index, whole(self.stop_row_E).detach()[None].to(full.dtype))
+            yield name.replace(".base_layer", ""), full
 
     def _merged_state(self) -> dict[str, Tensor]:
         """The weights under the model's own names, adapters merged in."""
@@ -261,6 +330,26 @@ def load_policy(
         use_safetensors=True,
         trust_remote_code=trust_remote_code,
     )
+    return Policy(lm.train(), attention)
+
+
+def empty_policy(
+    model_name_or_path: str | Path,
+    *,
+    dtype: DTypeName = "float32",
+    attention: Engine | Literal["auto"] = "auto",
+    trust_remote_code: bool = False,
+) -> Policy:
+    """The policy that `load_policy` gives, on the meta device: shapes without weights, to be sharded and filled."""
+    model_name_or_path = locate_model(model_name_or_path)
+    config = _packed_config(AutoConfig.from_pretrained(model_name_or_path, trust_remote_code=trust_remote_code))
+    with torch.device("meta"):
+        lm = AutoModelForCausalLM.from_config(
+            config,
+            dtype=getattr(torch, dtype),
+            attn_implementation=ATTENTION_NAME,
+            trust_remote_code=trust_remote_code,
+        )
     return Policy(lm.train(), attention)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from w2sr.attention import packed_layout
 from w2sr.chat import Chat
 from w2sr.modules.sft import SFTModule
 from w2sr.packing import pack_row
-from w2sr.policy import LoRA, Policy, load_policy, new_policy
+from w2sr.policy import LoRA, Policy, Recompute, load_policy, new_policy
 from w2sr.types import PackedBatch
 
 BF16_ATOL = 0.15
@@ -186,16 +187,22 @@ def test_pickled_weights_are_refused(tiny_world: Any, tmp_path: Path) -> None:
 
 
 def test_gradient_checkpointing_computes_again_and_gives_the_same_gradients(tiny_world: Any, row: PackedBatch) -> None:
-    plain, again = (SFTModule(str(tiny_world.student), gradient_checkpointing=on) for on in (False, True))
-    calls: list[str] = []
-    for name, module in (("plain", plain), ("again", again)):
+    calls: Counter[str] = Counter()
+    found = []
+    choices: dict[str, Recompute] = {"none": False, "selective": "selective", "full": True}
+    for name, blocks in choices.items():
+        module = SFTModule(str(tiny_world.student), gradient_checkpointing=blocks)
         module.configure_model()
         assert module.policy is not None and module.policy.lm.training, "transformers checkpoints in train mode only"
-        first = module.policy.lm.model.layers[0].mlp
-        first.register_forward_pre_hook(lambda *_, name=name: calls.append(name))
-    assert plain.policy is not None and again.policy is not None
-    torch.testing.assert_close(gradients(again.policy, row), gradients(plain.policy, row), atol=0, rtol=0)
-    assert sorted(calls) == ["again", "again", "plain"], "guard: the first block ran a second time"
+        for number, block in enumerate(module.policy.blocks()):
+            key = f"{name} {number}"
+            block.mlp.register_forward_pre_hook(lambda *_, key=key: calls.update([key]))
+        found.append(gradients(module.policy, row))
+    torch.testing.assert_close(found[1], found[0], atol=0, rtol=0)
+    torch.testing.assert_close(found[2], found[0], atol=0, rtol=0)
+    # selective: the first of the two blocks, every second one from there on
+    twice = {"full 0", "full 1", "selective 0"}
+    assert calls == {f"{name} {number}": 1 + (f"{name} {number}" in twice) for name in choices for number in (0, 1)}
 
 
 def test_bfloat16_weights_give_about_the_same_logprobs_and_float32_results(tiny_world: Any, row: PackedBatch) -> None:

@@ -17,7 +17,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from w2sr.chat import Chat
 from w2sr.evaluation import Stopwatch, evaluate
 from w2sr.metrics import records_to_result
-from w2sr.policy import Policy, load_policy
+from w2sr.policy import Policy
 from w2sr.report import to_text
 from w2sr.results import RunResult, write_result
 from w2sr.rollouts import EmbeddedGenerator
@@ -47,10 +47,8 @@ class FinalTable(L.Callback):
     def on_fit_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         if not trainer.datamodule.test_problems:  # type: ignore[attr-defined]
             return
-        plain = load_policy(
-            pl_module.student, dtype=pl_module.dtype_name, trust_remote_code=pl_module.trust_remote_code
-        ).to(pl_module.device)
         chat: Chat = pl_module.chat
+        plain = pl_module.frozen_policy(pl_module.student, chat, pl_module.dtype_name)
         results = [
             self._arm(trainer, "plain student", pl_module.student, plain, chat),
             self._arm(
@@ -67,8 +65,8 @@ class FinalTable(L.Callback):
         show(results, Path(trainer.default_root_dir))
 
     def _teacher(self, trainer: L.Trainer, pl_module: Any) -> RunResult:
-        teacher = load_policy(pl_module.teacher, trust_remote_code=pl_module.trust_remote_code).to(pl_module.device)
         chat = Chat.load(pl_module.teacher, trust_remote_code=pl_module.trust_remote_code)
+        teacher = pl_module.frozen_policy(pl_module.teacher, chat, "float32")
         return self._arm(trainer, "teacher", pl_module.teacher, teacher, chat)
 
     def _arm(

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch import nn
 from torch.optim import Optimizer
@@ -52,15 +51,13 @@ def warmup_cosine(optimizer: Optimizer, num_steps: int, warmup_frac: float, min_
 
 @contextmanager
 def gradient_sync(model: nn.Module, *, last: bool) -> Iterator[None]:
-    """Lets ranks exchange gradients in the last micro-step only. `model` is the strategy's wrapped model.
+    """Lets DDP's ranks exchange gradients in the last micro-step only. `model` is the strategy's wrapped model.
 
-    Gradients are sums, so leaving out the earlier exchanges changes the traffic and not the result.
+    Gradients are sums, so leaving out the earlier exchanges changes the traffic and not the result. A sharded model
+    exchanges them every time: to leave it out, each rank would have to keep the whole model's gradient.
     """
     if isinstance(model, nn.parallel.DistributedDataParallel) and not last:
         with model.no_sync():
             yield
         return
-    for module in model.modules():
-        if isinstance(module, torch.distributed.fsdp.FSDPModule):
-            module.set_requires_gradient_sync(last, recurse=False)
     yield

@@ -27,10 +27,13 @@ from w2sr.evaluation import evaluate
 from w2sr.losses import sft_loss
 from w2sr.metrics import PassAtK
 from w2sr.modules.checkpoints import WholeCheckpointIO, check_same_student, student_identity
+from w2sr.modules.fsdp2 import sharding_of
 from w2sr.modules.optimization import build_optimizer, gradient_sync, warmup_cosine
 from w2sr.modules.ranks import on_all_ranks
-from w2sr.policy import DTypeName, LoRA, Policy, load_policy
+from w2sr.modules.students import place_policy
+from w2sr.policy import DTypeName, LoRA, Policy, Recompute
 from w2sr.rollouts import EmbeddedGenerator
+from w2sr.sharding import save_policy
 from w2sr.templates import Template
 from w2sr.types import IGNORE_INDEX, EvalRecord, ProblemBatch, Sampling, StepBatch
 
@@ -50,7 +53,8 @@ class SFTModule(L.LightningModule):
         dtype: dtype of the weights. With `trainer.precision=bf16-mixed` leave float32.
         attention: packed attention engine.
         trust_remote_code: allow code from the model's repository.
-        gradient_checkpointing: compute each block's activations again in the backward pass.
+        gradient_checkpointing: compute the activations of every block (true), or of every second one (`selective`),
+            again in the backward pass.
         lora: train low-rank adapters and the stop token's embedding instead of all weights.
         optimizer: optimizer class with its arguments; its `lr` is overruled by `learning_rates.sft`.
         learning_rates: kind of training (`sft`, `grpo`) → peak learning rate that suits this student.
@@ -70,7 +74,7 @@ class SFTModule(L.LightningModule):
         dtype: DTypeName = "float32",
         attention: Engine | Literal["auto"] = "auto",
         trust_remote_code: bool = False,
-        gradient_checkpointing: bool = False,
+        gradient_checkpointing: Recompute = False,
         lora: LoRA | None = None,
         optimizer: OptimizerCallable = torch.optim.AdamW,
         learning_rates: dict[str, float] | None = None,
@@ -115,17 +119,22 @@ class SFTModule(L.LightningModule):
             strategy.checkpoint_io = WholeCheckpointIO()
 
     def configure_model(self) -> None:
-        """Loads the student. Lightning calls this again for every stage, so a loaded one is kept."""
+        """Loads the student, sharded where the strategy says so.
+
+        Lightning calls this again for every stage, so a loaded one is kept.
+        """
         if self.policy is not None:
             return
-        self.policy = load_policy(
-            self.student, dtype=self.dtype_name, attention=self.attention, trust_remote_code=self.trust_remote_code
+        self.policy = place_policy(
+            self.student,
+            sharding_of(self),
+            self.chat,
+            dtype=self.dtype_name,
+            attention=self.attention,
+            trust_remote_code=self.trust_remote_code,
+            lora=self.lora,
+            gradient_checkpointing=self.gradient_checkpointing,
         )
-        self.chat.check_vocabulary(self.policy.vocab_size)
-        if self.lora is not None:
-            self.policy.add_lora(self.lora, self.chat.stop_token_ids[0])
-        if self.gradient_checkpointing:
-            self.policy.lm.gradient_checkpointing_enable({"use_reentrant": False})
 
     def on_fit_start(self) -> None:
         rank_zero_info(f"Packed attention on {self.device}: {self._loaded().engine()} (attention={self.attention}).")
@@ -195,8 +204,14 @@ class SFTModule(L.LightningModule):
         return EmbeddedGenerator(self._loaded(), self.chat.stop_token_ids, self.chat.decode, num_slots=self.num_slots)
 
     def save_student(self, folder: Path) -> None:
-        """Writes the policy and its tokenizer as a Hugging Face directory."""
-        self._loaded().save(folder, self.chat)
+        """Writes the policy and its tokenizer as a Hugging Face directory. Every process must call it."""
+        save_policy(self._loaded(), folder, self.chat)
+
+    def frozen_policy(self, model: str, chat: Chat, dtype: DTypeName) -> Policy:
+        """Another model, to be compared with, placed as the student is."""
+        sharding = sharding_of(self)
+        policy = place_policy(model, sharding, chat, dtype=dtype, trust_remote_code=self.trust_remote_code)
+        return policy.to(self.device) if sharding is None else policy
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["num_trained_tokens"] = self.num_trained_tokens

@@ -21,7 +21,8 @@ from w2sr.attention import Decode, Engine, Prefill, SlotCache, packed_layout
 from w2sr.chat import Chat
 from w2sr.packing import boundaries
 from w2sr.policy import DTypeName, Policy, load_policy
-from w2sr.rollouts.protocol import Generator, PolicyGenerator, RolloutEngine, check_positions
+from w2sr.rollouts.lockstep import Lockstep
+from w2sr.rollouts.protocol import Generator, PolicyGenerator, RolloutEngine
 from w2sr.rollouts.sampling import choose_tokens, noise_key, sampled_logprobs, uniforms
 from w2sr.rollouts.stop_text import StopText
 from w2sr.types import Completion, FinishReason, PackedBatch, SampleRequest, Sampling
@@ -108,23 +109,30 @@ class EmbeddedGenerator:
         """See `PolicyGenerator.rest`. The cache of keys and values is gone at the end of every stream."""
 
     def stream(self, requests: Sequence[SampleRequest], sampling: Sampling) -> Iterator[Completion]:
-        """See `Generator.stream`. Raises ValueError where prompt and completion exceed the model's positions."""
-        if not requests:
+        """See `Generator.stream`. Raises ValueError where prompt and completion exceed the model's positions.
+
+        The ranks of a sharded policy stream together, each its own requests (see `Lockstep`).
+        """
+        ranks = Lockstep(self.policy)
+        if not requests and not ranks.together:
             return
-        longest = max(len(request.prompt_ids) - request.num_done for request in requests) + sampling.max_new_tokens
-        check_positions(requests, sampling, getattr(self.policy.lm.config, "max_position_embeddings", None))
+        ranks.check_positions(requests, sampling)
+        prompt = max((len(request.prompt_ids) - request.num_done for request in requests), default=0)
+        capacity, num_slots = prompt + sampling.max_new_tokens, min(self.num_slots, len(requests))
         was_training = self.policy.training
         self.policy.eval()
         try:
-            yield from self._run(_Slots(self, longest, min(self.num_slots, len(requests)), sampling), requests)
+            yield from self._run(_Slots(self, capacity, num_slots, sampling), requests, ranks)
         finally:
             self.policy.train(was_training)
 
-    def _run(self, slots: _Slots, requests: Sequence[SampleRequest]) -> Iterator[Completion]:
+    def _run(self, slots: _Slots, requests: Sequence[SampleRequest], ranks: Lockstep) -> Iterator[Completion]:
         waiting = deque(requests)
-        while waiting or slots.num_active:
+        while ranks.anybody(bool(waiting or slots.num_active)):
             num_free = slots.num_slots - slots.num_active
-            if waiting and num_free >= max(1, slots.num_slots * REFILL_FRAC):
+            if not (waiting or slots.num_active):
+                ranks.accompany()
+            elif waiting and num_free >= max(1, slots.num_slots * REFILL_FRAC):
                 slots.prefill(self._next_prompts(waiting, num_free))
             else:
                 slots.decode_step()
@@ -159,7 +167,7 @@ class _Slots:
         self.stop_text = StopText(sampling.stop_text, generator.decode)
         self.stored = np.zeros(num_slots, dtype=np.int64)
         with torch.no_grad():
-            self.cache = SlotCache.allocate(self.policy.lm, num_slots, capacity)
+            self.cache = SlotCache.allocate(self.policy.lm, num_slots, capacity, self.policy.dtype, self.policy.device)
 
     @property
     def num_active(self) -> int:
@@ -184,9 +192,8 @@ class _Slots:
         batch = PackedBatch(input_ids, input_ids, position_ids, cu_seqlens.to(device), max_seqlen)
         token_slot = torch.tensor(np.repeat(free, lengths), device=device)
         layout = Prefill(packed_layout(batch, self.policy.engine()), self.cache, token_slot, position_ids)
-        hidden = self.policy.hidden(input_ids, position_ids, layout)
         last = torch.tensor(lengths.cumsum() - 1, device=device)
-        self._append(np.array(free), self.policy.logits(hidden[last]))
+        self._append(np.array(free), self.policy.next_logits(input_ids, position_ids, layout, last))
 
     @torch.no_grad()
     def decode_step(self) -> None:
@@ -195,10 +202,11 @@ class _Slots:
         rows = np.arange(self.num_slots)
         newest = torch.tensor(self.tokens[rows, np.maximum(self.num_new - 1, 0)], device=device)
         position = torch.tensor(self.stored, device=device)
-        hidden = self.policy.hidden(newest, position, Decode(self.cache, position, self._visible(position)))
+        layout = Decode(self.cache, position, self._visible(position))
         active = np.array([slot for slot, request in enumerate(self.requests) if request is not None])
         self.stored[active] += 1
-        self._append(active, self.policy.logits(hidden[torch.tensor(active, device=device)]))
+        wanted = torch.tensor(active, device=device)
+        self._append(active, self.policy.next_logits(newest, position, layout, wanted))
 
     def _visible(self, position: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """For each run of slots, the part of the cache that its longest sequence needs, and what each slot may read."""

@@ -1,0 +1,40 @@
+"""A model for a training module: whole on every process, or sharded over them, as the trainer's strategy says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from w2sr.attention import Engine
+from w2sr.chat import Chat
+from w2sr.policy import DTypeName, LoRA, Policy, Recompute, empty_policy, load_policy
+from w2sr.sharding import Sharding, load_shards, shard_policy
+
+
+def place_policy(
+    model: str | Path,
+    sharding: Sharding | None,
+    chat: Chat,
+    *,
+    dtype: DTypeName = "float32",
+    attention: Engine | Literal["auto"] = "auto",
+    trust_remote_code: bool = False,
+    lora: LoRA | None = None,
+    gradient_checkpointing: Recompute = False,
+) -> Policy:
+    """Loads a model whole (`sharding` None), or each rank its shard of it: never the whole model in one process.
+
+    Args:
+        chat: the model's own; its vocabulary must fit the embedding, and adapters train the row of its stop token.
+        sharding: see `w2sr.modules.fsdp2.sharding_of`.
+    """
+    load = load_policy if sharding is None else empty_policy
+    policy = load(model, dtype=dtype, attention=attention, trust_remote_code=trust_remote_code)
+    chat.check_vocabulary(policy.vocab_size)
+    if lora is not None:
+        policy.add_lora(lora, chat.stop_token_ids[0])
+    policy.recompute(gradient_checkpointing)
+    if sharding is not None:
+        shard_policy(policy, sharding)
+        load_shards(policy, model)
+    return policy
