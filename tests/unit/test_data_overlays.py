@@ -71,6 +71,22 @@ def test_an_overlay_reads_a_row_of_its_card(overlay: str, monkeypatch: pytest.Mo
     assert not verifier.verify(r"\boxed{Z}", problem.reference_answer).is_correct
 
 
+def test_training_problems_are_read_as_the_benchmark_of_their_name() -> None:
+    """Another split or file, and the rest alike, so that training asks for what is measured."""
+    compared = []
+    for path in sorted((REPOSITORY / "configs" / "data").glob("*.yaml")):
+        keys = yaml.safe_load(path.read_text())["data"]["init_args"]
+        for name, file in keys.get("problems", {}).items():
+            other = keys["benchmarks"].get(name)
+            if other is None:
+                continue
+            assert (file["path"], file.get("split")) != (other["path"], other.get("split")), path
+            rest = [{key: value for key, value in one.items() if key not in ("path", "split")} for one in (file, other)]
+            assert rest[0] == rest[1], path
+            compared.append(path.stem)
+    assert compared == ["aqua", "commonsenseqa", "gsm8k", "knights", "miniature", "strategyqa"]
+
+
 def test_choices_need_their_kind(tmp_path: Path) -> None:
     path = tmp_path / "p.jsonl"
     path.write_text('{"problem": "?", "o": ["x", "y"], "g": "A"}\n')

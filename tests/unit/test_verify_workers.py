@@ -14,7 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from w2sr.verify import workers
+from w2sr.rewards import Correct
+from w2sr.types import Completion, Problem, Rollout
+from w2sr.verify import Verifier, workers
 from w2sr.verify.workers import GradeTask, Outcome, WorkerPool
 
 LIMIT_S = 1.5
@@ -248,3 +250,41 @@ def test_the_real_program_ends_when_its_parent_is_killed() -> None:
             return
         time.sleep(0.1)
     pytest.fail("the grading process outlives its parent")
+
+
+def test_a_process_killed_from_outside_while_it_grades_costs_its_answer_and_no_waiting(stand_in: Path) -> None:
+    """As the kernel does where memory runs out. The rollout's verdict is a timeout, long before the limit."""
+    with Verifier(timeout_s=600.0, num_workers=1) as verifier:
+        verifier._grade = lambda answer, reference: None  # all of it needs a process
+        assert verifier.verify(r"\boxed{7}", "7").is_correct
+        (worker,) = verifier._pool._workers
+        killer = threading.Timer(0.3, worker.process.kill)
+        killer.start()
+        began = time.monotonic()
+        verdicts = verifier.verify_all([(r"\boxed{hang}", "7"), (r"\boxed{8}", "7")])
+        assert time.monotonic() - began < 60
+    assert [(verdict.label, verdict.answer) for verdict in verdicts] == [("timeout", "hang"), ("incorrect", "8")]
+    assert verdicts[0].reason == "the grading process died"
+    rewarded = Rollout(Problem("p", "s", "?", "7"), (), Completion("p", 0, (1,), "", "stop"), verdicts[0])
+    assert Correct(wrong=-1.0, no_answer=-2.0)(rewarded) == -1.0
+
+
+def test_a_process_killed_while_it_starts_is_an_error_and_no_hang(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "slow_start.py"
+    program.write_text("import time; time.sleep(600)")
+    monkeypatch.setattr(workers, "_PROGRAM", program)
+    pool = WorkerPool(num_workers=1, timeout_s=LIMIT_S)
+
+    def kill_it() -> None:
+        while not pool._workers:
+            time.sleep(0.01)
+        pool._workers[0].process.kill()
+
+    killer = threading.Thread(target=kill_it)
+    killer.start()
+    with pytest.raises(RuntimeError, match=r"did not start \(exit code -9\)"):
+        run(pool, ["7"])
+    killer.join()
+    assert pids(pool) == set()
