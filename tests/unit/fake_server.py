@@ -16,6 +16,42 @@ Behaviour = Callable[[int, dict[str, Any]], Reply | None]
 """(number of this request, its body) → a reply of its own, or None for the good one."""
 
 
+Score = Callable[[list[int], list[int], float], list[float]]
+"""(prompt, completion, temperature) → log-probability of each token of the completion."""
+
+
+class FakeWeights:
+    """What vLLM's development routes read and change; a restart brings back what was there at first.
+
+    `load`: the folder that `reload_weights` names → how likely completions are by the weights in it.
+    """
+
+    def __init__(self, load: Callable[[str], Score], first: Score) -> None:
+        self.load, self.first, self.calls = load, first, list[str]()
+        self.restarts_while_loading = 0
+        self.ignores_loading = False
+        self.restart()
+
+    def restart(self) -> None:
+        self.version, self.score = "default", self.first
+
+    def answer(self, path: str, body: dict[str, Any]) -> Reply:
+        self.calls.append(path)
+        if path == "/update_weight_version":
+            self.version = body["new_version"]
+        elif path == "/collective_rpc":
+            assert body["method"] == "reload_weights"
+            try:
+                loaded = self.load(body["kwargs"]["weights_path"])
+            except OSError as error:
+                return 500, {}, str(error)
+            self.score = self.score if self.ignores_loading else loaded
+            if self.restarts_while_loading:
+                self.restarts_while_loading -= 1
+                self.restart()
+        return 200, {}, json.dumps({"success": True, "weight_version": self.version})
+
+
 class FakeServer(ThreadingHTTPServer):
     """What it was asked, and how many requests it had open at once."""
 
@@ -32,6 +68,7 @@ class FakeServer(ThreadingHTTPServer):
         self.num_open = self.most_open = 0
         self.models: list[dict[str, Any]] = [{"id": "fake/model", "max_model_len": 300}]
         self.tokenize: Callable[[str], list[int]] | None = None
+        self.weights: FakeWeights | None = None
 
     @property
     def url(self) -> str:
@@ -45,6 +82,9 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
     def do_GET(self) -> None:
+        if self.path == "/weight_info":
+            self._development({})
+            return
         self._send(200, {}, json.dumps({"data": self.server.models}))
 
     def do_POST(self) -> None:
@@ -54,6 +94,9 @@ class _Handler(BaseHTTPRequestHandler):
             assert server.tokenize is not None
             self._send(200, {}, json.dumps({"tokens": server.tokenize(body["prompt"])}))
             return
+        if not self.path.endswith("/completions"):
+            self._development(body)
+            return
         with server.lock:
             number = len(server.asked)
             server.asked.append({"path": self.path, **body})
@@ -61,10 +104,14 @@ class _Handler(BaseHTTPRequestHandler):
             server.headers_seen.append({name.lower(): value for name, value in self.headers.items()})
             server.num_open += 1
             server.most_open = max(server.most_open, server.num_open)
-        status, headers, text = server.behaviour(number, body) or good_reply(body)
+        status, headers, text = server.behaviour(number, body) or good_reply(body, server.weights)
         with server.lock:
             server.num_open -= 1
         self._send(status, headers, text)
+
+    def _development(self, body: dict[str, Any]) -> None:
+        weights = self.server.weights
+        self._send(*(weights.answer(self.path, body) if weights else (404, {}, '{"detail": "Not Found"}')))
 
     def _send(self, status: int, headers: dict[str, str], text: str) -> None:
         data = text.encode()
@@ -77,7 +124,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(data)
 
 
-def good_reply(body: dict[str, Any]) -> Reply:
+def good_reply(body: dict[str, Any], weights: FakeWeights | None = None) -> Reply:
     """The completion of `tokens` is the prompt's own ids and the first stop token; of text, the prompt in capitals."""
     choice: dict[str, Any] = {"index": 0, "finish_reason": "stop"}
     if "messages" in body:
@@ -87,6 +134,8 @@ def good_reply(body: dict[str, Any]) -> Reply:
     else:
         ids = [*body["prompt"], body["stop_token_ids"][0]]
         choice |= {"text": "", "token_ids": ids, "prompt_token_ids": body["prompt"]}
+        if "logprobs" in body and weights:
+            choice["logprobs"] = {"token_logprobs": weights.score(body["prompt"], ids, body["temperature"])}
     return 200, {}, json.dumps({"choices": [choice]})
 
 

@@ -69,7 +69,8 @@ def check_copy(generator: PolicyGenerator, policy: Policy, chat: Chat, tolerance
     """
     request = SampleRequest("probe", 0, tuple(chat.prompt_ids(PROBE_PROBLEM)))
     (completion,) = generator.stream([request], PROBE)
-    assert completion.logprobs is not None, "an engine that follows a policy gives log-probabilities"
+    if completion.logprobs is None:
+        raise RuntimeError("The engine returns no log-probabilities where they are asked for: it is no vLLM.")
     sampled = np.array(completion.logprobs)
     gap, untempered = (
         float(np.abs(sampled - completion_logprobs(policy, request, completion, temperature)).mean())

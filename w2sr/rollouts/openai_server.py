@@ -6,18 +6,22 @@ import asyncio
 import os
 import re
 import threading
-from collections.abc import Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 import torch
 
 from w2sr.chat import Chat
+from w2sr.policy import Policy
 from w2sr.rollouts.patience import FailedTry, GaveUp, Patience, retry_after_s
-from w2sr.rollouts.protocol import Generator, RolloutEngine, check_positions
+from w2sr.rollouts.protocol import Generator, PolicyGenerator, RolloutEngine, check_positions
+from w2sr.rollouts.server_follower import ServerFollower
+from w2sr.rollouts.weight_sync import from_first_rank, new_run, sync_folder
 from w2sr.rollouts.wire import PATHS, Api, check_same_ids, choose_model, quote, read_models, read_reply, request_body
 from w2sr.tokenizer import PROBE_TEXT
 from w2sr.types import Completion, SampleRequest, Sampling
@@ -26,6 +30,8 @@ _T = TypeVar("_T")
 
 RETRIED_STATUS = frozenset({408, 409, 425, 429})
 """Statuses under 500 that a later try may mend (time-out, conflict, too early, too many requests)."""
+
+LOCAL_HOSTS = frozenset({"127.0.0.1", "localhost", "::1"})
 
 
 @dataclass(frozen=True)
@@ -52,6 +58,8 @@ class OpenAIServer(RolloutEngine):
         backoff_limit_s: the longest wait between tries, where the server's Retry-After does not ask for more.
         give_up_after_s: seconds without any answer after which the run stops.
         extra_body: more fields of every request, such as `{top_k: 20}`.
+        sync_folder: where a policy's weights are written for a server that follows it: a folder that both see under the
+            same path. None takes memory (/dev/shm), for a server on this machine.
     """
 
     base_url: str
@@ -64,6 +72,7 @@ class OpenAIServer(RolloutEngine):
     backoff_limit_s: float = 30.0
     give_up_after_s: float = 600.0
     extra_body: dict[str, Any] | None = None
+    sync_folder: str | None = None
 
     def __post_init__(self) -> None:
         if not self.base_url.startswith(("http://", "https://")):
@@ -87,12 +96,42 @@ class OpenAIServer(RolloutEngine):
             ValueError: the `openai` client is not installed, the key is not set, or the server has another model.
             ConnectionError: the server did not answer for `give_up_after_s`.
         """
+        with self._connected(model, chat) as generator:
+            yield generator
+
+    @contextmanager
+    def follow(self, policy: Policy, chat: Chat, device: torch.device) -> Iterator[PolicyGenerator]:
+        """See `RolloutEngine.follow`. vLLM's server only, started with VLLM_SERVER_DEV_MODE=1 and
+        `--logprobs-mode processed_logprobs`. Its model may hold any weights of the policy's architecture.
+
+        Raises:
+            ValueError: `api` is not tokens, the server takes no weights, the policy is sharded, or as in `open`.
+            ConnectionError: the server did not answer for `give_up_after_s`.
+        """
+        if self.api != "tokens":
+            raise ValueError(
+                f"api={self.api} returns neither the token ids that were sampled nor their log-probabilities, so no "
+                "policy can be trained on it. Set engine.init_args.api to tokens, with a vLLM server."
+            )
+        if self.sync_folder is None and urlsplit(self.base_url).hostname not in LOCAL_HOSTS:
+            raise ValueError(
+                f"The server at {self.base_url} is on another machine, so it cannot read this one's memory. Set "
+                "engine.init_args.sync_folder to a folder that both see under the same path."
+            )
+        with self._connected(chat.name, chat, follows=True) as generator, ExitStack() as stack:
+            folder = from_first_rank(lambda: stack.enter_context(sync_folder(policy, self.sync_folder)))
+            follower = ServerFollower(generator, policy, chat, folder, from_first_rank(new_run))
+            follower.check_routes()
+            yield follower
+
+    @contextmanager
+    def _connected(self, model: str, chat: Chat, *, follows: bool = False) -> Iterator[ServerGenerator]:
         client = _import_openai().AsyncOpenAI(
             base_url=self.base_url, api_key=self._api_key(), max_retries=0, timeout=self.timeout_s
         )
         with _event_loop() as loop:
             try:
-                generator = ServerGenerator(self, client, loop, chat)
+                generator = ServerGenerator(self, client, loop, chat, -1 if follows else 0, follows=follows)
                 generator.connect(model)
                 yield generator
             finally:
@@ -111,10 +150,18 @@ class ServerGenerator:
     """Completions of one server. Requests run in an event loop of a thread, also while the consumer is busy."""
 
     def __init__(
-        self, engine: OpenAIServer, client: Any, loop: asyncio.AbstractEventLoop, chat: Chat, policy_version: int = 0
+        self,
+        engine: OpenAIServer,
+        client: Any,
+        loop: asyncio.AbstractEventLoop,
+        chat: Chat,
+        policy_version: int = 0,
+        *,
+        follows: bool = False,
     ) -> None:
         self.engine, self.client, self.loop, self.chat = engine, client, loop, chat
-        self.policy_version = policy_version
+        self.root = re.sub(r"/v1/?$", "", engine.base_url)
+        self.policy_version, self.follows = policy_version, follows
         self.patience = Patience(engine.backoff_s, engine.backoff_limit_s, engine.give_up_after_s)
         self.model = engine.model or ""
         self.max_model_len: int | None = None
@@ -165,15 +212,20 @@ class ServerGenerator:
 
     async def _ask(self, request: SampleRequest, sampling: Sampling) -> Completion:
         engine = self.engine
-        body = request_body(engine.api, self.model, request, sampling, self.chat, self.policy_version)
+        body = request_body(
+            engine.api, self.model, request, sampling, self.chat, self.policy_version, follows=self.follows
+        )
         more = engine.extra_body or {}
         if twice := sorted(body.keys() & more.keys()):
             raise ValueError(f"extra_body sets {', '.join(twice)}, which the engine sets itself.")
-        reply = await self._reply(self.client.post(PATHS[engine.api], body=body | more, cast_to=str))
-        return read_reply(engine.api, reply, request, self.chat)
+        reply = await self.reply(self.client.post(PATHS[engine.api], body=body | more, cast_to=str))
+        return read_reply(engine.api, reply, request, self.chat, self.policy_version)
 
-    async def _reply(self, call: Coroutine[Any, Any, str]) -> str:
-        """The text of a reply, or FailedTry where another try may help, or ValueError where none will."""
+    async def reply(self, call: Coroutine[Any, Any, str], letters: Mapping[int, str] | None = None) -> str:
+        """The text of a reply, or FailedTry where another try may help, or ValueError where none will.
+
+        `letters`: what to tell the user where a status has a meaning of its own; such a status is final.
+        """
         openai = _import_openai()
         url = self.engine.base_url
         try:
@@ -185,6 +237,8 @@ class ServerGenerator:
             raise FailedTry(f"no connection to {url}: {quote(str(error.__cause__ or error))}") from error
         except openai.APIStatusError as error:
             said = f"{url} answered {error.status_code}: {quote(error.response.text)}"
+            if letters and error.status_code in letters:
+                raise ValueError(f"{letters[error.status_code]} {said}.") from error
             if error.status_code in RETRIED_STATUS or error.status_code >= 500:
                 raise FailedTry(said, retry_after_s(error.response.headers.get("retry-after"))) from error
             raise ValueError(f"{said}. Check base_url (it usually ends in /v1), model and api_key_env.") from error
@@ -196,33 +250,33 @@ class ServerGenerator:
             ValueError: the server has another model or another tokenizer.
             ConnectionError: it did not answer for `give_up_after_s`.
         """
+        if self.engine.model is None or self.engine.api == "tokens":
+            listed = self.persist(self._list_models)
+            card = choose_model(listed, self.engine.model, asked, self.engine.base_url)
+            self.model = str(card["id"])
+            length = card.get("max_model_len")
+            self.max_model_len = length if isinstance(length, int) else None
+        if self.engine.api == "tokens":
+            self.persist(self._compare_tokenizers)
+
+    def persist(self, call: Callable[[], Coroutine[Any, Any, _T]]) -> _T:
+        """What a call to the server returns in the end. Raises ConnectionError after `give_up_after_s`."""
         try:
-            self._start(self._connect(asked)).result()
+            return self._start(self.patience.persist(call)).result()
         except GaveUp as failure:
             raise ConnectionError(
                 f"The server at {self.engine.base_url} did not answer for give_up_after_s="
                 f"{self.engine.give_up_after_s:g} s: {failure}. Start it, or set engine.init_args.base_url."
             ) from failure
 
-    async def _connect(self, asked: str) -> None:
-        if self.engine.model is None or self.engine.api == "tokens":
-            listed = await self.patience.persist(self._list_models)
-            card = choose_model(listed, self.engine.model, asked, self.engine.base_url)
-            self.model = str(card["id"])
-            length = card.get("max_model_len")
-            self.max_model_len = length if isinstance(length, int) else None
-        if self.engine.api == "tokens":
-            await self.patience.persist(self._compare_tokenizers)
-
     async def _list_models(self) -> list[Mapping[str, Any]]:
-        return read_models(await self._reply(self.client.get("/models", cast_to=str)))
+        return read_models(await self.reply(self.client.get("/models", cast_to=str)))
 
     async def _compare_tokenizers(self) -> None:
         """Raises a ValueError where the server reads a prompt as other ids: ours would mean other text to its model."""
         text = self.chat.render_prompt(PROBE_TEXT)
-        url = re.sub(r"/v1/?$", "", self.engine.base_url) + "/tokenize"
         body = {"model": self.model, "prompt": text, "add_special_tokens": False}
-        reply = await self._reply(self.client.post(url, body=body, cast_to=str))
+        reply = await self.reply(self.client.post(f"{self.root}/tokenize", body=body, cast_to=str))
         ids: list[int] = self.chat.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         check_same_ids(reply, ids, self.chat.name, self.engine.base_url)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from math import nan
 
 from w2sr.chat import Chat
 from w2sr.rollouts.protocol import Generator
@@ -13,11 +14,15 @@ from w2sr.types import Completion, SampleRequest, Sampling
 
 @dataclass
 class _Draft:
-    """A completion under way: what was sampled and inserted so far, its text, and which characters were inserted."""
+    """A completion under way: what was sampled and inserted so far, its text, and which characters were inserted.
+
+    `logprobs`: of the sampled tokens, NaN for inserted ones, which nobody sampled; None where the engine gives none.
+    """
 
     request: SampleRequest
     token_ids: tuple[int, ...] = ()
     text: str = ""
+    logprobs: tuple[float, ...] | None = ()
     spans: tuple[tuple[int, int], ...] = ()
 
     def rest(self) -> SampleRequest:
@@ -31,7 +36,14 @@ class _Draft:
             token_ids=self.token_ids + last.token_ids,
             text=self.text + last.text,
             no_loss_spans=self.spans,
+            logprobs=self.logprobs_with(last, 0),
         )
+
+    def logprobs_with(self, part: Completion, num_inserted: int) -> tuple[float, ...] | None:
+        """The log-probabilities up to the end of a part and of what is inserted behind it."""
+        if self.logprobs is None or part.logprobs is None:
+            return None
+        return self.logprobs + part.logprobs + (nan,) * num_inserted
 
 
 class ToolGenerator:
@@ -52,7 +64,7 @@ class ToolGenerator:
         self.generator, self.calculator, self.chat = generator, calculator, chat
 
     def stream(self, requests: Sequence[SampleRequest], sampling: Sampling) -> Iterator[Completion]:
-        """See `Generator.stream`. Where results stand is in `Completion.no_loss_spans`."""
+        """See `Generator.stream`. `Completion.no_loss_spans` says where results stand; their `logprobs` are NaN."""
         if sampling.stop_text:
             raise ValueError(
                 f"sampling.stop_text={sampling.stop_text} and a calculator exclude each other: the calculator ends "
@@ -81,6 +93,7 @@ class ToolGenerator:
         if num_tokens + len(inserted) >= max_new_tokens:
             return False  # a result without a word behind it helps nobody
         draft.token_ids += part.token_ids + inserted
+        draft.logprobs = draft.logprobs_with(part, len(inserted))
         draft.text = text + result
         if result:
             draft.spans += ((len(text), len(text) + len(result)),)

@@ -83,6 +83,12 @@ def written(policy: Policy, folder: Path) -> Iterator[None]:
             file.unlink()
 
 
+def meet() -> None:
+    """Waits until every rank is here."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.barrier()
+
+
 def from_first_rank(make: Callable[[], _T]) -> _T:
     """What `make` returns on rank 0, on every rank; where it raises there, every rank raises.
 
@@ -90,14 +96,15 @@ def from_first_rank(make: Callable[[], _T]) -> _T:
     """
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return make()
-    outcome: list[Any] = [None]
+    outcome: list[Any] = [None, None]
     if torch.distributed.get_rank() == 0:
         try:
-            outcome = [make()]
+            outcome[0] = make()
         except Exception as error:
-            outcome = [type(error)(str(error))]
+            torch.distributed.broadcast_object_list([None, f"{type(error).__name__}: {error}"], src=0)
+            raise
     torch.distributed.broadcast_object_list(outcome, src=0)
-    (made,) = outcome
-    if isinstance(made, Exception):
-        raise made
+    made, failure = outcome
+    if failure is not None:
+        raise RuntimeError(f"Rank 0 ended with {failure}")
     return cast(_T, made)

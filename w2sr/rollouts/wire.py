@@ -26,11 +26,20 @@ MAX_QUOTE = 200
 
 
 def request_body(
-    api: Api, model: str, request: SampleRequest, sampling: Sampling, chat: Chat, policy_version: int
+    api: Api,
+    model: str,
+    request: SampleRequest,
+    sampling: Sampling,
+    chat: Chat,
+    policy_version: int,
+    *,
+    follows: bool = False,
 ) -> dict[str, Any]:
     """The JSON of one request.
 
-    With `tokens` sampling is exactly ours: NEUTRAL settings, and only our stop tokens end a completion.
+    With `tokens` sampling is exactly ours: NEUTRAL settings, and only our stop tokens end a completion. Where the
+    server `follows` a policy, it is asked for the log-probabilities of the sampled tokens, unless `top_p` cuts: those
+    that it knows then are of what is left.
     """
     body: dict[str, Any] = {
         "model": model,
@@ -42,7 +51,8 @@ def request_body(
     if api == "tokens":
         stops = {"stop_token_ids": list(chat.stop_token_ids), "ignore_eos": True, "return_token_ids": True}
         texts = {"stop": list(sampling.stop_text), "include_stop_str_in_output": True}
-        return {**body, **NEUTRAL, **stops, **texts, "prompt": list(request.prompt_ids)}
+        logprobs = {"logprobs": 0} if follows and sampling.top_p == 1 else {}
+        return {**body, **NEUTRAL, **stops, **texts, **logprobs, "prompt": list(request.prompt_ids)}
     if sampling.stop_text or request.num_done:
         raise ValueError(
             f"api={api} cannot end completions at sampling.stop_text={sampling.stop_text} and go on behind them: such "
@@ -54,8 +64,8 @@ def request_body(
     return {**body, "messages": [{"role": role, "content": content} for role, content in request.messages]}
 
 
-def read_reply(api: Api, text: str, request: SampleRequest, chat: Chat) -> Completion:
-    """The completion in a reply.
+def read_reply(api: Api, text: str, request: SampleRequest, chat: Chat, policy_version: int = 0) -> Completion:
+    """The completion in a reply, with the log-probabilities that it holds.
 
     Raises:
         FailedTry: the reply is not JSON, lacks a field, has not exactly one choice, or holds an aborted completion.
@@ -69,7 +79,15 @@ def read_reply(api: Api, text: str, request: SampleRequest, chat: Chat) -> Compl
     if api == "tokens":
         token_ids = _token_ids(choice, request, text)
         written = token_ids[:-1] if token_ids and token_ids[-1] in chat.stop_token_ids else token_ids
-        return Completion(request.problem_id, request.sample_index, token_ids, chat.decode(written), finish)
+        return Completion(
+            request.problem_id,
+            request.sample_index,
+            token_ids,
+            chat.decode(written),
+            finish,
+            logprobs=_logprobs(choice, len(token_ids), text),
+            policy_version=policy_version,
+        )
     written_text = _text(choice, text) if api == "completions" else _message_text(choice, text)
     ids = chat.completion_ids(written_text, finished=finish == "stop")
     return Completion(request.problem_id, request.sample_index, tuple(ids), written_text, finish, retokenized=True)
@@ -103,6 +121,18 @@ def _token_ids(choice: Mapping[str, Any], request: SampleRequest, text: str) -> 
     return tuple(ids)
 
 
+def _logprobs(choice: Mapping[str, Any], num_tokens: int, text: str) -> tuple[float, ...] | None:
+    """The log-probability of each token, or None where the reply has none."""
+    if (told := choice.get("logprobs")) is None:
+        return None
+    logprobs = told.get("token_logprobs") if isinstance(told, dict) else None
+    if not isinstance(logprobs, list) or not all(type(logprob) in (float, int) for logprob in logprobs):
+        raise FailedTry(f"the server's reply has no list of log-probabilities: {quote(text)}")
+    if len(logprobs) != num_tokens:
+        raise FailedTry(f"the server's reply has {len(logprobs)} log-probabilities of {num_tokens} tokens")
+    return tuple(map(float, logprobs))
+
+
 def _text(choice: Mapping[str, Any], text: str) -> str:
     written = choice.get("text")
     if not isinstance(written, str):
@@ -128,6 +158,20 @@ def read_models(text: str) -> list[Mapping[str, Any]]:
     if not isinstance(cards, list) or not all(isinstance(card, dict) and "id" in card for card in cards):
         raise FailedTry(f"the server's list of models has no data: {quote(text)}")
     return cards
+
+
+def read_stamp(text: str) -> str:
+    """The name of a vLLM server's weights in a reply of `/weight_info`. Raises FailedTry where it holds none."""
+    stamp = _json_object(text).get("weight_version")
+    if not isinstance(stamp, str):
+        raise FailedTry(f"the server's reply to /weight_info has no weight_version: {quote(text)}")
+    return stamp
+
+
+def check_reset(text: str) -> None:
+    """Raises FailedTry where a reply of `/reset_prefix_cache` says that requests still use the cache."""
+    if _json_object(text).get("success") is not True:
+        raise FailedTry("the server still works on other requests, so it kept its prefix cache over the update")
 
 
 def choose_model(
