@@ -10,7 +10,8 @@ import signal
 import socket
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
@@ -18,12 +19,14 @@ import lightning as L
 import torch
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.strategies import StrategyRegistry
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from w2sr.config_errors import Parser, config_letter
 from w2sr.runs import Stopped, holds_a_run, newest_checkpoint, ways_on, where_it_stands
+from w2sr.slurm import REQUEUE, check_tasks, is_requeued, job_id, requeue
 
 EPILOG = """Verbs beside the Trainer's:
   ask STUDENT "QUESTION"    one answer of a model directory
@@ -32,6 +35,8 @@ EPILOG = """Verbs beside the Trainer's:
   puzzles KIND --out FILE   generated logic puzzles with worked solutions
   report RESULT ...         one table of result files; RGR and PGR where a ceiling is named
   score STORE               structure, difficulty and likelihood of a store's traces, kept beside them
+  submit SCRIPT --nodes N --gpus G -- ...
+                            a script of slurm/ with the configuration's nodes and devices checked
   traces STORE --out x.html verdicts, lengths and loops of stored traces; a page to browse them
   corrupt STORE OUT         a trace store with systematic errors of a known kind and rate
   decontaminate TRAIN --against FILE ...
@@ -88,9 +93,9 @@ class W2SRCLI(LightningCLI):
             self.config_init["fit"]["ckpt_path"] = None
 
     def before_test(self) -> None:
-        """Refuses a run directory that holds a run: its results would be overwritten."""
+        """Refuses a run directory that holds a run: its results would be overwritten. A requeued job's are its own."""
         folder = Path(self.trainer.default_root_dir)
-        if holds_a_run(folder):
+        if holds_a_run(folder) and not is_requeued():
             raise ValueError(
                 f"The run directory {folder} holds a run already. Write elsewhere: "
                 f"add --trainer.default_root_dir={folder}-2 (or remove {folder})."
@@ -102,9 +107,10 @@ class W2SRCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """A trainer that logs into the run directory unless the configuration names another logger.
 
-        It stops on Ctrl-C with a checkpoint (`StopOnInterrupt`), whatever callbacks the configuration names.
+        It stops on a signal with a checkpoint (`StopOnSignal`), whatever callbacks the configuration names. Under SLURM
+        that callback alone hears the signals: Lightning's own requeue saves in the middle of whatever it interrupts.
         """
-        from w2sr.callbacks import StopOnInterrupt  # here, because it imports the engines
+        from w2sr.callbacks import StopOnSignal  # here, because it imports the engines
 
         wanted = self._get(self.config_init, "trainer", default={})
         if wanted.get("accelerator") in ("gpu", "cuda") and not torch.cuda.is_available():
@@ -120,9 +126,24 @@ class W2SRCLI(LightningCLI):
         folder = wanted.get("default_root_dir") or "runs/unnamed"
         if wanted.get("logger") in (None, True):
             kwargs["logger"] = TensorBoardLogger(folder, name="", version="")
+        if SLURMEnvironment.detect():
+            check_tasks(wanted.get("num_nodes", 1), _devices_a_node(wanted))
+            plugins = wanted.get("plugins") or []
+            plugins = plugins if isinstance(plugins, list) else [plugins]
+            kwargs["plugins"] = [*plugins, SLURMEnvironment(auto_requeue=False)]
         named = wanted.get("callbacks") or []
-        callbacks = [*(named if isinstance(named, list) else [named]), StopOnInterrupt(self.words)]
+        callbacks = [*(named if isinstance(named, list) else [named]), StopOnSignal(self.words)]
         return super().instantiate_trainer(**{**kwargs, "default_root_dir": folder, "callbacks": callbacks})
+
+
+def _devices_a_node(trainer: Mapping[str, Any]) -> int:
+    """How many devices `trainer.devices` names on each node, as Lightning counts them."""
+    devices = trainer.get("devices") or "auto"
+    if isinstance(devices, list):
+        return len(devices)
+    if str(devices) in ("auto", "-1"):
+        return 1 if trainer.get("accelerator") == "cpu" else max(1, torch.cuda.device_count())
+    return int(devices)
 
 
 def register_strategies() -> None:
@@ -137,29 +158,32 @@ def _fsdp2(**settings: Any) -> Any:
     return FSDP2(**settings)
 
 
-VERBS = ("ask", "audit", "corrupt", "decontaminate", "merge", "puzzles", "report", "score", "traces", "vote")
+VERBS = ("ask", "audit", "corrupt", "decontaminate", "merge", "puzzles", "report", "score", "submit", "traces", "vote")
 """Each is a module of w2sr.verbs, imported when it is called: the command line starts faster without them."""
+
+
+OUTSIDE = "Stopped outside of training: no checkpoint is written. What lies in the run directory stays."
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs a verb, or hands over to LightningCLI.
 
     What a user can mend ends with one message and exit status 2; W2SR_TRACEBACK=1 shows where it was raised. Ctrl-C
-    ends with 130, as shells expect of it.
+    ends with 130, as shells expect of it, another signal alike. A job that SLURM asks to make room is requeued, and
+    ends with 0: it has not failed.
     """
     try:
-        _main(argv)
+        with _requeued_when_asked():
+            _main(argv)
     except Stopped as stop:
-        _end_as_interrupted(str(stop))
+        _end_as_interrupted(str(stop), stop.signum)
     except KeyboardInterrupt:
         _end_as_interrupted("Stopped.")
     except SystemExit as end:
         if not isinstance(end.__context__, KeyboardInterrupt):
             raise
         # Lightning's answer to Ctrl-C before the first training step, in a test, or while results are written
-        _end_as_interrupted(
-            "Stopped outside of training: no checkpoint is written. What lies in the run directory stays."
-        )
+        _end_as_interrupted(OUTSIDE)
     except BrokenPipeError:
         # whoever read our output wanted no more (`| head`): the end that a shell expects, without a second complaint
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -174,12 +198,42 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(2)
 
 
-def _end_as_interrupted(message: str) -> NoReturn:
+@contextmanager
+def _requeued_when_asked() -> Iterator[None]:
+    """In a job of SLURM: the signal that asks for it ends the program and requeues the job.
+
+    Outside of training nothing has to be saved first: a trace store is whole at any moment.
+    """
+    job = job_id()
+    if job is None:
+        yield
+        return
+    before = signal.signal(REQUEUE, _stop_here)
+    try:
+        yield
+    except Stopped as stop:
+        if stop.signum != REQUEUE:
+            raise
+        signal.signal(REQUEUE, signal.SIG_IGN)
+        if cast(Any, rank_zero_only).rank == 0:
+            where = str(stop).partition("\n")[0]
+            print(f"{where}\nSLURM is asked to requeue job {job}.", file=sys.stderr, flush=True)  # it ends us then
+            requeue(job)
+        sys.exit(0)
+    finally:
+        signal.signal(REQUEUE, before)
+
+
+def _stop_here(signum: int, frame: Any) -> NoReturn:
+    raise Stopped(signal.Signals(signum), OUTSIDE)
+
+
+def _end_as_interrupted(message: str, signum: signal.Signals = signal.SIGINT) -> NoReturn:
     """Says the message once. Other ranks end with 0: on a failed one, Lightning kills the process that says it."""
     if cast(Any, rank_zero_only).rank:
         sys.exit(0)
     print(message, file=sys.stderr)
-    sys.exit(130)
+    sys.exit(128 + signum)
 
 
 def _main(argv: Sequence[str] | None) -> None:
@@ -220,6 +274,8 @@ def _quieten() -> None:
         "dataloader is not resumable",
     ):
         warnings.filterwarnings("ignore", message=f".*{message}.*")
+    if job_id() is None:  # SLURM's programs are installed, but no job is theirs
+        warnings.filterwarnings("ignore", message=".*`srun` command is available.*")
     # a run that goes on writes its checkpoints where they are
     warnings.filterwarnings("ignore", message=".*checkpoints exists and is not empty.*")
     # one batch is one optimizer step, so the state after it is the one to resume from

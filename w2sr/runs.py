@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import signal
 import sys
 import time
 import zipfile
@@ -19,7 +20,15 @@ FINISHED = "finished.json"
 
 
 class Stopped(Exception):
-    """A person stopped the run. The message says where, and how to go on."""
+    """The run was asked to stop. The message says where it did, and how to go on.
+
+    Attributes:
+        signum: the signal that asked.
+    """
+
+    def __init__(self, signum: signal.Signals, *message: str) -> None:
+        super().__init__(*message)
+        self.signum = signum
 
 
 class Progress(NamedTuple):

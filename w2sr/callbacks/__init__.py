@@ -3,7 +3,7 @@
 from w2sr.callbacks.evaluation import EvalWriter, FinalTable
 from w2sr.callbacks.export import ExportStudent
 from w2sr.callbacks.samples import SampleText
-from w2sr.callbacks.stopping import StopOnInterrupt
+from w2sr.callbacks.stopping import StopOnSignal
 from w2sr.callbacks.throughput import Throughput
 
-__all__ = ["EvalWriter", "ExportStudent", "FinalTable", "SampleText", "StopOnInterrupt", "Throughput"]
+__all__ = ["EvalWriter", "ExportStudent", "FinalTable", "SampleText", "StopOnSignal", "Throughput"]

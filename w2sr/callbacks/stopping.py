@@ -1,4 +1,4 @@
-"""Ctrl-C: the optimizer step in progress is finished, a whole checkpoint written, and the way on said."""
+"""A signal: the optimizer step in progress is finished, a whole checkpoint written, and the way on said."""
 
 from __future__ import annotations
 
@@ -10,21 +10,27 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_only
 
 from w2sr.runs import Progress, Stopped, mark_finished, mark_unfinished, ways_on
+from w2sr.slurm import REQUEUE
 
-STOPPING = b"\nStopping: the optimizer step in progress is finished and saved first. Ctrl-C again ends at once.\n"
+SIGNALS = (signal.SIGINT, signal.SIGTERM, REQUEUE)
+"""Ctrl-C; the end that SLURM or a container announces; the same with a requeue. Where processes of one run get
+different ones, the later in this order counts."""
+STOPPING = b"\nStopping: the optimizer step in progress is finished and saved first."
+AGAIN = b" Ctrl-C again ends at once."
 
 
-class StopOnInterrupt(L.Callback):
-    """Ends `fit` on SIGINT with a checkpoint from which it goes on bit by bit.
+class StopOnSignal(L.Callback):
+    """Ends `fit` on one of SIGNALS with a checkpoint from which it goes on bit by bit.
 
     The signal's handler only notes that a stop is asked for. What ends the run is `Stopped`, raised when an optimizer
     step is complete, so that no torn state is saved and no `on_fit_end` (export, table) follows. Validation changes no
     state, so it is left at once, and a resumed run begins it anew; several processes leave it together, after a batch.
-    A second SIGINT has its default effect.
+    A second SIGINT has its default effect; the others are sent more than once by those who send them.
 
     Args:
         words: the command line without the program, for the commands of the message.
@@ -32,8 +38,9 @@ class StopOnInterrupt(L.Callback):
 
     def __init__(self, words: Sequence[str] = ()) -> None:
         self.words = list(words)
-        self._asked = self._may_leave_now = False
-        self._before: Any = None
+        self._asked: signal.Signals | None = None
+        self._may_leave_now = False
+        self._before: dict[signal.Signals, Any] = {}
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.is_global_zero:
@@ -45,26 +52,30 @@ class StopOnInterrupt(L.Callback):
         Only the main thread may set handlers. A process that was told to ignore SIGINT (a script's background job)
         goes on ignoring it.
         """
-        self._asked = False
-        if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
-            self._before = signal.signal(signal.SIGINT, self._note)
+        self._asked = None
+        if threading.current_thread() is threading.main_thread():
+            heard = [signum for signum in SIGNALS if signal.getsignal(signum) != signal.SIG_IGN]
+            self._before = {signum: signal.signal(signum, self._note) for signum in heard}
 
     def _note(self, signum: int, frame: Any) -> None:
-        if self._asked:
-            signal.signal(signal.SIGINT, signal.SIG_DFL)
-            os.kill(os.getpid(), signal.SIGINT)
+        if self._asked is not None:
+            if signum == self._asked == signal.SIGINT:
+                signal.signal(signal.SIGINT, signal.SIG_DFL)
+                os.kill(os.getpid(), signal.SIGINT)
             return
-        self._asked = True
-        os.write(2, STOPPING)  # print is not safe in a handler: it may have interrupted a print
+        self._asked = signal.Signals(signum)
+        # print is not safe in a handler: it may have interrupted a print
+        os.write(2, STOPPING + (AGAIN if signum == signal.SIGINT else b"") + b"\n")
         if self._may_leave_now:
-            raise Stopped
+            raise Stopped(self._asked)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if self._all_asked(trainer) and not _validation_follows(trainer):
+        asked = self._asked_anywhere(trainer)
+        if asked is not None and not _validation_follows(trainer):
             _log_step(trainer)
-            raise Stopped
+            raise Stopped(asked)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._leave_validation(trainer)
@@ -89,12 +100,14 @@ class StopOnInterrupt(L.Callback):
         self._leave_validation(trainer)
 
     def _leave_validation(self, trainer: L.Trainer) -> None:
-        if not trainer.sanity_checking and self._all_asked(trainer):
-            raise Stopped
+        if not trainer.sanity_checking and (asked := self._asked_anywhere(trainer)) is not None:
+            raise Stopped(asked)
 
-    def _all_asked(self, trainer: L.Trainer) -> bool:
-        """Whether any process was asked: a signal reaches them in different steps, and they must stop in one."""
-        return trainer.strategy.reduce_boolean_decision(self._asked, all=False)
+    def _asked_anywhere(self, trainer: L.Trainer) -> signal.Signals | None:
+        """The signal that any process was sent: it reaches them in different steps, and they must stop in one."""
+        mine = -1 if self._asked is None else SIGNALS.index(self._asked)
+        told: Any = trainer.strategy.reduce(torch.tensor(mine, device=trainer.strategy.root_device), reduce_op="max")
+        return None if told < 0 else SIGNALS[int(told)]
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         self._may_leave_now = False
@@ -106,7 +119,7 @@ class StopOnInterrupt(L.Callback):
                 f"Stopped at optimizer {progress(trainer)}. Checkpoint: {file}\n"
                 f"{ways_on(Path(trainer.default_root_dir), self.words)}",
             )
-        self._restore_handler()
+        self._restore_handlers()
 
     def _save(self, trainer: L.Trainer) -> Path:
         folder = Path(trainer.default_root_dir) / "checkpoints"
@@ -119,12 +132,12 @@ class StopOnInterrupt(L.Callback):
         return file
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._restore_handler()
+        self._restore_handlers()
 
-    def _restore_handler(self) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGINT, self._before)
-            self._before = None
+    def _restore_handlers(self) -> None:
+        for signum, handler in self._before.items():
+            signal.signal(signum, handler)
+        self._before = {}
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint["num_steps"] = progress(trainer).num_steps

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -11,6 +13,7 @@ import numpy as np
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from w2sr.packing import EpochPlan, num_loss_tokens, pack_row, plan_epoch, steps_per_epoch
+from w2sr.slurm import REQUEUE
 from w2sr.types import Segment, StepBatch
 
 
@@ -108,16 +111,26 @@ class StepLoader(DataLoader[StepBatch]):
             sampler=StepSampler(dataset, trainer),
             num_workers=num_workers,
             collate_fn=_unchanged,
-            worker_init_fn=_ignore_interrupts,
+            worker_init_fn=_obey_the_trainer_alone,
         )
 
     def __iter__(self) -> Iterator[StepBatch]:  # type: ignore[override]
         yield from super().__iter__()
 
 
-def _ignore_interrupts(worker: int) -> None:
-    """Ctrl-C reaches every process of the terminal; the training process decides when its workers end."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _obey_the_trainer_alone(worker: int) -> None:
+    """Ctrl-C reaches every process of the terminal, and SLURM's signals every process of a job step: the training
+    process decides when its workers end. It does so by a SIGTERM of its own, at the latest when it exits."""
+    for signum in (signal.SIGINT, REQUEUE):
+        signal.signal(signum, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # a handler is not told who sent it
+    threading.Thread(target=_end_when_told, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_when_told(trainer: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != trainer:
+        pass
+    os._exit(0)
 
 
 def _unchanged(step: Any) -> Any:
