@@ -105,51 +105,85 @@ def fit_config(tiny_world: TinyWorld) -> Callable[..., Path]:
     A change is spelled `data__window=3`, `trainer__devices=2`. 2 epochs of 4 steps: 15 right traces, 4 a step. Nothing
     is validated, saved or exported unless the changes say so.
     """
-    import yaml
 
     def write(folder: Path, **changes: Any) -> Path:
-        config: dict[str, Any] = {
-            "seed_everything": 0,
-            "model": {
-                "class_path": "w2sr.modules.SFTModule",
-                "init_args": {
-                    "student": str(tiny_world.student),
-                    "learning_rates": {"sft": 0.01},
-                    "warmup_frac": 0.25,
-                    "clip_norm": 0.7,
-                    "sampling": {"max_new_tokens": 9},
-                },
-            },
-            "data": {
-                "class_path": "w2sr.datamodules.TraceDataModule",
-                "init_args": {"traces": [{"path": str(tiny_world.traces)}], "max_tokens": 160, "step_sequences": 4},
-            },
-            "trainer": {
-                "accelerator": "cpu",
-                "devices": 1,
-                "default_root_dir": str(folder),
-                "max_epochs": 2,
-                "check_val_every_n_epoch": None,
-                "val_check_interval": 3,
-                "num_sanity_val_steps": 0,
-                "log_every_n_steps": 1,
-                "use_distributed_sampler": False,
-                "enable_progress_bar": False,
-                "enable_model_summary": False,
-                "callbacks": [],
+        model = {
+            "class_path": "w2sr.modules.SFTModule",
+            "init_args": {
+                "student": str(tiny_world.student),
+                "learning_rates": {"sft": 0.01},
+                "warmup_frac": 0.25,
+                "clip_norm": 0.7,
+                "sampling": {"max_new_tokens": 9},
             },
         }
-        for key, value in changes.items():
-            *path, last = key.split("__")
-            at = config
-            for name in path:
-                at = at[name] if name not in ("model", "data") else at[name]["init_args"]
-            at[last] = value
-        file = folder.parent / f"{folder.name}.yaml"
-        file.write_text(yaml.safe_dump(config))
-        return file
+        data = {
+            "class_path": "w2sr.datamodules.TraceDataModule",
+            "init_args": {"traces": [{"path": str(tiny_world.traces)}], "max_tokens": 160, "step_sequences": 4},
+        }
+        return _write_config(folder, model, data, changes)
 
     return write
+
+
+@pytest.fixture(scope="session")
+def grpo_config(tiny_world: TinyWorld) -> Callable[..., Path]:
+    """Likewise of GRPO: 2 epochs of 2 rounds of 3 problems, 4 rollouts each, whose reward is how short they are."""
+
+    def write(folder: Path, **changes: Any) -> Path:
+        shortness = {"class_path": "w2sr.rewards.Overlong", "init_args": {"max_tokens": 12, "buffer_tokens": 12}}
+        model = {
+            "class_path": "w2sr.modules.GRPOModule",
+            "init_args": {
+                "student": str(tiny_world.student),
+                "learning_rates": {"grpo": 0.01},
+                "clip_norm": 0.7,
+                "group_size": 4,
+                "rewards": {"short": {"reward": shortness, "weight": 2.0}},
+                "max_tokens": 160,
+                "sampling": {"max_new_tokens": 12},
+            },
+        }
+        data = {
+            "class_path": "w2sr.datamodules.ProblemDataModule",
+            "init_args": {"problems": {"six": {"path": str(tiny_world.benchmark)}}, "step_problems": 3},
+        }
+        return _write_config(folder, model, data, changes)
+
+    return write
+
+
+def _write_config(folder: Path, model: dict[str, Any], data: dict[str, Any], changes: dict[str, Any]) -> Path:
+    import yaml
+
+    config: dict[str, Any] = {
+        "seed_everything": 0,
+        "model": model,
+        "data": data,
+        "trainer": {
+            "accelerator": "cpu",
+            "devices": 1,
+            "default_root_dir": str(folder),
+            "max_epochs": 2,
+            "check_val_every_n_epoch": None,
+            "val_check_interval": 3,
+            "num_sanity_val_steps": 0,
+            "log_every_n_steps": 1,
+            "use_distributed_sampler": False,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "callbacks": [],
+        },
+    }
+    for key, value in changes.items():
+        *path, last = key.split("__")
+        at = config
+        for name in path:
+            at = at[name] if name not in ("model", "data") else at[name]["init_args"]
+        at[last] = value
+    file = folder.parent / f"{folder.name}.yaml"
+    file.write_text(yaml.safe_dump(config))
+    return file
 
 
 @pytest.fixture(scope="session")

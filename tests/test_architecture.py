@@ -24,7 +24,7 @@ FLOORS: list[set[str]] = [
     {"sharding"},
     {"rollouts", "metrics", "scores"},
     {"evaluation", "report", "trace_page"},
-    {"distillation"},
+    {"distillation", "groups"},
     # Lightning
     {"datamodules"},
     {"modules"},

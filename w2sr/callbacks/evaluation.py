@@ -17,6 +17,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from w2sr.chat import Chat
 from w2sr.evaluation import Stopwatch, evaluate
 from w2sr.metrics import records_to_result
+from w2sr.modules.students import frozen_policy
 from w2sr.policy import Policy
 from w2sr.report import to_text
 from w2sr.results import RunResult, write_result
@@ -48,7 +49,8 @@ class FinalTable(L.Callback):
         if not trainer.datamodule.test_problems:  # type: ignore[attr-defined]
             return
         chat: Chat = pl_module.chat
-        plain = pl_module.frozen_policy(pl_module.student, chat, pl_module.dtype_name)
+        trust = pl_module.trust_remote_code
+        plain = frozen_policy(pl_module, pl_module.student, chat, dtype=pl_module.dtype_name, trust_remote_code=trust)
         results = [
             self._arm(trainer, "plain student", pl_module.student, plain, chat),
             self._arm(
@@ -58,19 +60,28 @@ class FinalTable(L.Callback):
         del plain
         if pl_module.teacher is not None:
             results.append(self._teacher(trainer, pl_module))
-        name = f"W2SR-{trainer.datamodule.keep}".removesuffix("-all")  # type: ignore[attr-defined]
         student = str(Path(trainer.default_root_dir) / "student")
-        cost = {"train_seconds": self._training.seconds, "num_train_tokens": pl_module.num_trained_tokens}
-        results.append(self._arm(trainer, name, student, pl_module.policy, chat, cost))
+        trained = {
+            "train_seconds": self._training.seconds,
+            "num_train_tokens": pl_module.num_trained_tokens,
+            "extra": pl_module.watched(),
+        }
+        results.append(self._arm(trainer, pl_module.arm, student, pl_module.policy, chat, trained))
         show(results, Path(trainer.default_root_dir))
 
     def _teacher(self, trainer: L.Trainer, pl_module: Any) -> RunResult:
         chat = Chat.load(pl_module.teacher, trust_remote_code=pl_module.trust_remote_code)
-        teacher = pl_module.frozen_policy(pl_module.teacher, chat, "float32")
+        teacher = frozen_policy(pl_module, pl_module.teacher, chat, trust_remote_code=pl_module.trust_remote_code)
         return self._arm(trainer, "teacher", pl_module.teacher, teacher, chat)
 
     def _arm(
-        self, trainer: L.Trainer, name: str, model: str, policy: Policy, chat: Chat, cost: dict[str, Any] | None = None
+        self,
+        trainer: L.Trainer,
+        name: str,
+        model: str,
+        policy: Policy,
+        chat: Chat,
+        trained: dict[str, Any] | None = None,
     ) -> RunResult:
         problems: list[Problem] = trainer.datamodule.test_problems  # type: ignore[attr-defined]
         verifiers = trainer.datamodule.verifiers  # type: ignore[attr-defined]
@@ -89,7 +100,7 @@ class FinalTable(L.Callback):
             num_samples=self.num_samples,
             seconds=watch.seconds,
             sampling=asdict(module.sampling),
-            **(cost or {}),
+            **(trained or {}),
         )
 
 

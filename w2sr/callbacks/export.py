@@ -30,11 +30,12 @@ class ExportStudent(L.Callback):
 
     @rank_zero_only
     def _write_card(self, trainer: L.Trainer, pl_module: Any, folder: Path) -> None:
-        selection = json.loads((folder.parent / "selection.json").read_text())
+        title, training = pl_module.card()
         card = model_card(
             base_model=pl_module.student,
             licence=self.licence,
-            selection=selection,
+            title=title,
+            training=training,
             num_steps=trainer.global_step,
             num_tokens=pl_module.num_trained_tokens,
             stop_tokens=[pl_module.chat.tokenizer.convert_ids_to_tokens(i) for i in pl_module.chat.stop_token_ids],
@@ -47,37 +48,27 @@ def model_card(
     *,
     base_model: str,
     licence: str,
-    selection: dict[str, Any],
+    title: str,
+    training: str,
     num_steps: int,
     num_tokens: int,
     stop_tokens: list[str],
     command: str,
 ) -> str:
-    """The text of a student's README.md: what it was trained on, how, and on whose terms."""
-    gates = "\n".join(
-        f"| {row['gate']} | {row['num_in']:,} | {row['num_removed']:,} | {row['num_out']:,} |"
-        for row in selection["table"]["gates"]
-    )
+    """The text of a student's README.md: what it was trained on, how, and on whose terms (`training`)."""
     return f"""---
 base_model: {json.dumps(base_model)}
 library_name: transformers
 license: {licence}
 tags: [w2sr, weak-to-strong-reasoning]
 ---
-# Student of {", ".join(selection["teachers"])}
+# {title}
 
-`{base_model}`, fine-tuned with w2sr {__version__} on chain-of-thought traces of a weaker teacher (arXiv 2505.20072).
+Made from `{base_model}` with w2sr {__version__}.
 
-- Teacher: {", ".join(f"`{teacher}`" for teacher in selection["teachers"])}
-- Filter: `keep: {selection["keep"]}`
-- Traces: {selection["num_train_traces"]:,}, with {selection["num_train_tokens"]:,} tokens
 - Training: {num_steps:,} optimizer steps, {num_tokens:,} tokens
 - Completions end with: {", ".join(f"`{token}`" for token in stop_tokens)}
 - Command: `{command}`
 
-| gate | in | removed | out |
-|---|---:|---:|---:|
-{gates}
-
-The student inherits the terms of its base model and of the teacher's traces.
+{training}
 """

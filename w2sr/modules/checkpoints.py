@@ -63,6 +63,13 @@ class WholeCheckpointIO(TorchCheckpointIO):
             ) from error
 
 
+def write_whole_checkpoints(strategy: Any) -> None:
+    """Makes a trainer's strategy write checkpoints by `WholeCheckpointIO`, in the place of exactly Lightning's default:
+    what a user or a sharded strategy chose stays."""
+    if type(strategy.checkpoint_io) is TorchCheckpointIO:
+        strategy.checkpoint_io = WholeCheckpointIO()
+
+
 def student_identity(student: str, policy: Policy, lora: LoRA | None) -> dict[str, Any]:
     """What a checkpoint says of its student: its name, its configuration and its adapters, in plain types."""
     config = json.loads(policy.lm.config.to_json_string(use_diff=False))

@@ -7,10 +7,14 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from lightning.pytorch.cli import OptimizerCallable
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
+
+from w2sr.modules.ranks import on_all_ranks
 
 
 def build_optimizer(
@@ -47,6 +51,37 @@ def lr_factor(step: int, num_steps: int, warmup_frac: float, min_lr_frac: float)
 def warmup_cosine(optimizer: Optimizer, num_steps: int, warmup_frac: float, min_lr_frac: float) -> LambdaLR:
     """The schedule of `lr_factor`, to be stepped once an optimizer step."""
     return LambdaLR(optimizer, lambda step: lr_factor(step, num_steps, warmup_frac, min_lr_frac))
+
+
+def clip_gradients(parameters: Iterable[nn.Parameter], limit: float) -> Tensor:
+    """Scales the gradients down to the global norm `limit` (0: leaves them). Returns the norm that they had."""
+    with_grad = [parameter for parameter in parameters if parameter.grad is not None]
+    norm = nn.utils.clip_grad_norm_(with_grad, limit if limit > 0 else float("inf"))
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+
+def require_finite(where: str, what: str, names: Iterable[str], loss: Tensor, grad_norm: Tensor, kind: str) -> None:
+    """Raises a ValueError before a step that would make the weights NaN. All ranks raise it together.
+
+    The norm is of gradients that were averaged over ranks, so it is NaN on all of them where one loss is. To read it
+    waits for the device; so does the forward pass of the next step.
+
+    Args:
+        where: the step, as a message begins: `Round 3`.
+        what: whose `names` are told: those of the ranks whose loss is not finite.
+        kind: of training, a key of `learning_rates`.
+    """
+    if bool(torch.isfinite(grad_norm)):
+        return
+    parts = on_all_ranks((float(loss), list(names)))
+    bad = [part for part in parts if not math.isfinite(part[0])] or parts
+    told = ", ".join(repr(name) for name in dict.fromkeys(name for _, names in bad for name in names))
+    raise ValueError(
+        f"{where} has the loss {sum(part[0] for part in parts)} and a gradient of norm {float(grad_norm)}. Training "
+        f"stops before that reaches the weights; every checkpoint written so far is good. {what} of the step: {told}. "
+        f"Look at them, lower model.learning_rates.{kind}, or use a wider trainer.precision; then go on with "
+        "--ckpt_path last."
+    )
 
 
 @contextmanager

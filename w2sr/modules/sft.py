@@ -8,29 +8,32 @@ micro-batch weighs as much as a long one; here every token of a step weighs the 
 
 from __future__ import annotations
 
-import math
-from collections import Counter
+import json
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import lightning as L
 import torch
-from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from w2sr.attention import Engine
 from w2sr.chat import Chat
-from w2sr.evaluation import evaluate
 from w2sr.losses import sft_loss
 from w2sr.metrics import PassAtK
-from w2sr.modules.checkpoints import WholeCheckpointIO, check_same_student, student_identity
+from w2sr.modules.cards import sft_card
+from w2sr.modules.checkpoints import check_same_student, student_identity, write_whole_checkpoints
 from w2sr.modules.fsdp2 import sharding_of
-from w2sr.modules.optimization import build_optimizer, gradient_sync, warmup_cosine
-from w2sr.modules.ranks import on_all_ranks
+from w2sr.modules.optimization import (
+    build_optimizer,
+    clip_gradients,
+    gradient_sync,
+    require_finite,
+    warmup_cosine,
+)
 from w2sr.modules.students import place_policy
+from w2sr.modules.validation import answer_validation
 from w2sr.policy import DTypeName, LoRA, Policy, Recompute
 from w2sr.rollouts import EmbeddedGenerator
 from w2sr.sharding import save_policy
@@ -113,10 +116,7 @@ class SFTModule(L.LightningModule):
         return self._chat
 
     def setup(self, stage: str) -> None:
-        strategy = self.trainer.strategy
-        # exactly Lightning's default: what a user or a sharded strategy chose stays
-        if type(strategy.checkpoint_io) is TorchCheckpointIO:
-            strategy.checkpoint_io = WholeCheckpointIO()
+        write_whole_checkpoints(self.trainer.strategy)
 
     def configure_model(self) -> None:
         """Loads the student, sharded where the strategy says so.
@@ -157,8 +157,9 @@ class SFTModule(L.LightningModule):
                 # DDP and FSDP average over ranks; the parts of a step are summed
                 self.manual_backward(row_loss * self.trainer.world_size)
             loss += row_loss.detach()
-        grad_norm = self._clip()
-        self._require_finite(step, loss, grad_norm)
+        grad_norm = clip_gradients(self.parameters(), self.clip_norm)
+        where = f"Optimizer step {self.trainer.global_step} (epoch {self.trainer.current_epoch})"
+        require_finite(where, "Traces", step.trace_ids, loss, grad_norm, "sft")
         learning_rate = optimizer.param_groups[0]["lr"]
         optimizer.step()
         scheduler.step()
@@ -172,19 +173,13 @@ class SFTModule(L.LightningModule):
                 self._val_loss[0] -= self._loaded()(row, reduction="sum").double()
                 self._val_loss[1] += float((row.labels != IGNORE_INDEX).sum())
             return
-        problems = [problem for problem, weight in zip(*batch, strict=True) if weight]
+        assert self._pass_at_k is not None, "validation problems come from validation sources"
         verifiers = cast(Any, self.trainer).datamodule.verifiers
         # in the weights' own precision, as `test` and the final table generate, whatever the trainer's autocast
         with torch.autocast(self.device.type, enabled=False):
-            records = list(evaluate(problems, self.chat, self.generator(), verifiers, self.sampling))
-        solved = Counter(record.problem_id for record in records if record.correct)
-        assert self._pass_at_k is not None, "validation problems come from validation sources"
-        self._pass_at_k.update(
-            [problem.problem_id for problem in problems],
-            [problem.source for problem in problems],
-            torch.tensor([solved[problem.problem_id] for problem in problems], dtype=torch.int64),
-        )
-        self.validation_records += records
+            self.validation_records += answer_validation(
+                batch, self.chat, self.generator(), verifiers, self.sampling, self._pass_at_k
+            )
 
     def on_validation_epoch_start(self) -> None:
         self.validation_records = []
@@ -207,11 +202,18 @@ class SFTModule(L.LightningModule):
         """Writes the policy and its tokenizer as a Hugging Face directory. Every process must call it."""
         save_policy(self._loaded(), folder, self.chat)
 
-    def frozen_policy(self, model: str, chat: Chat, dtype: DTypeName) -> Policy:
-        """Another model, to be compared with, placed as the student is."""
-        sharding = sharding_of(self)
-        policy = place_policy(model, sharding, chat, dtype=dtype, trust_remote_code=self.trust_remote_code)
-        return policy.to(self.device) if sharding is None else policy
+    @property
+    def arm(self) -> str:
+        """What tables call this student: W2SR-P, W2SR-N, W2SR."""
+        return f"W2SR-{cast(Any, self.trainer).datamodule.keep}".removesuffix("-all")
+
+    def watched(self) -> dict[str, Any]:
+        """What `result.json` says of training beyond its cost: nothing."""
+        return {}
+
+    def card(self) -> tuple[str, str]:
+        """Title and text of the model card."""
+        return sft_card(json.loads((Path(self.trainer.default_root_dir) / "selection.json").read_text()))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["num_trained_tokens"] = self.num_trained_tokens
@@ -224,30 +226,6 @@ class SFTModule(L.LightningModule):
     def _loaded(self) -> Policy:
         assert self.policy is not None, "configure_model loads the policy"
         return self.policy
-
-    def _clip(self) -> Tensor:
-        limit = self.clip_norm if self.clip_norm > 0 else float("inf")
-        norm = torch.nn.utils.clip_grad_norm_([p for p in self.parameters() if p.grad is not None], limit)
-        return norm.full_tensor() if isinstance(norm, DTensor) else norm
-
-    def _require_finite(self, step: StepBatch, loss: Tensor, grad_norm: Tensor) -> None:
-        """Raises a ValueError before a step that would make the weights NaN. All ranks raise it together.
-
-        The norm is of gradients that were averaged over ranks, so it is NaN on all of them where one loss is. To read
-        it waits for the device; so does the forward pass of the next step.
-        """
-        if bool(torch.isfinite(grad_norm)):
-            return
-        parts = on_all_ranks((float(loss), step.trace_ids))
-        bad = [part for part in parts if not math.isfinite(part[0])] or parts
-        names = ", ".join(repr(name) for _, trace_ids in bad for name in trace_ids)
-        raise ValueError(
-            f"Optimizer step {self.trainer.global_step} (epoch {self.trainer.current_epoch}) has the loss "
-            f"{sum(part[0] for part in parts)} and a gradient of norm {float(grad_norm)}. Training stops before that "
-            "reaches the weights; every checkpoint written so far is good. Traces of the step: "
-            f"{names}. Look at them, lower model.learning_rates.sft, or use a wider trainer.precision; then go on with "
-            "--ckpt_path last."
-        )
 
     def _log_step(self, step: StepBatch, loss: Tensor, grad_norm: Tensor, learning_rate: float) -> None:
         self.log("train/loss", loss, prog_bar=True, sync_dist=True, reduce_fx="sum")

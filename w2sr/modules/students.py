@@ -5,8 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+import lightning as L
+
 from w2sr.attention import Engine
 from w2sr.chat import Chat
+from w2sr.modules.fsdp2 import sharding_of
 from w2sr.policy import DTypeName, LoRA, Policy, Recompute, empty_policy, load_policy
 from w2sr.sharding import Sharding, load_shards, shard_policy
 
@@ -38,3 +41,13 @@ def place_policy(
         shard_policy(policy, sharding)
         load_shards(policy, model)
     return policy
+
+
+def frozen_policy(
+    module: L.LightningModule, model: str, chat: Chat, *, dtype: DTypeName = "float32", trust_remote_code: bool = False
+) -> Policy:
+    """Another model beside the one that `module` trains, on its device and placed as that one is, in eval mode."""
+    sharding = sharding_of(module)
+    policy = place_policy(model, sharding, chat, dtype=dtype, trust_remote_code=trust_remote_code)
+    policy.requires_grad_(False).eval()
+    return policy.to(module.device) if sharding is None else policy

@@ -1,0 +1,130 @@
+"""The first half of a round: problems to groups of rollouts with their rewards, on every rank alike.
+
+Each rank samples, verifies and scores its share of the problems. Then all of it is gathered on every rank, which is
+small beside a model, so that all that follows (advantages, weights, rows) is computed alike everywhere.
+
+Legend: N groups of the round, G rollouts of a group.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from w2sr.chat import Chat
+from w2sr.curriculum import DynamicSampling, ProblemStream, is_dead
+from w2sr.groups import group_requests, verified_groups
+from w2sr.modules.phases import Phases
+from w2sr.modules.ranks import on_all_ranks
+from w2sr.rewards import Rewards, RewardTerm, score_groups
+from w2sr.rollouts import PolicyGenerator
+from w2sr.rollouts.freshness import check_rollouts
+from w2sr.types import Problem, RolloutGroup, Sampling
+from w2sr.verify import Verifier
+
+
+@dataclass(frozen=True)
+class Collected:
+    """The groups that a round trains on, their rewards, and how many groups and tokens were sampled for them."""
+
+    groups: list[RolloutGroup]
+    rewards: Rewards
+    num_sampled: int
+    num_tokens: int
+
+
+@dataclass
+class Collector:
+    """What sampling a round takes.
+
+    Attributes:
+        chat: renders prompts.
+        verifiers: one for each source of the problems.
+        rewards: name → term.
+        sampling: how rollouts are sampled.
+        group_size: G.
+        max_staleness: rounds that the sampling weights may be behind the present ones.
+        dynamic: replace dead groups, or None to keep them.
+        rank, world_size: this rank samples every `world_size`-th problem.
+        phases: gets the seconds of sampling, verification and rewards.
+    """
+
+    chat: Chat
+    verifiers: Mapping[str, Verifier]
+    rewards: Mapping[str, RewardTerm]
+    sampling: Sampling
+    group_size: int
+    max_staleness: int
+    dynamic: DynamicSampling | None
+    rank: int
+    world_size: int
+    phases: Phases
+    ranks: Any = None  # their process group
+    _asked: Counter[str] = field(default_factory=Counter)
+
+    def collect(
+        self, problems: list[Problem], stream: ProblemStream, generator: PolicyGenerator, num_groups: int, number: int
+    ) -> Collected:
+        """The groups of round `number`: as many as `num_groups` that are not dead where `dynamic` asks for that.
+
+        Where the bound of `dynamic` is met first, dead groups fill the round up: they count in its denominators, and
+        have no gradient.
+        """
+        self._asked = Counter()
+        alive: list[tuple[RolloutGroup, Rewards]] = []
+        dead: list[tuple[RolloutGroup, Rewards]] = []
+        num_tokens = 0
+        for _ in range(self.dynamic.max_batches if self.dynamic else 1):
+            chosen = [problems[index] for index in stream.take(num_groups - len(alive))]
+            for group, rewards in self._sample(chosen, generator, number):
+                num_correct = sum(rollout.verdict.is_correct for rollout in group.rollouts)
+                stream.record(group.problem.problem_id, num_correct, self.group_size, number)
+                num_tokens += sum(len(rollout.completion.token_ids) for rollout in group.rollouts)
+                (dead if self.dynamic and is_dead(rewards.total[0]) else alive).append((group, rewards))
+            if len(alive) >= num_groups:
+                break
+        num_sampled = len(alive) + len(dead)
+        kept = [*alive, *dead][:num_groups]
+        return Collected([group for group, _ in kept], Rewards.concat([r for _, r in kept]), num_sampled, num_tokens)
+
+    def _sample(
+        self, problems: list[Problem], generator: PolicyGenerator, number: int
+    ) -> list[tuple[RolloutGroup, Rewards]]:
+        """A group of each problem, with its rewards, on all ranks in the problems' order."""
+        requests = group_requests(problems, self.chat, self.group_size, self._asked)
+        self._asked.update(problem.problem_id for problem in problems)
+        mine = problems[self.rank :: self.world_size]
+        own = [
+            request
+            for start in range(self.rank, len(problems), self.world_size)
+            for request in requests[start * self.group_size : (start + 1) * self.group_size]
+        ]
+        with self.phases("rollouts"):
+            completions = list(generator.stream(own, self.sampling))
+        check_rollouts(completions, number, self.max_staleness)
+        with self.phases("verify"):
+            groups = verified_groups(mine, own, completions, self.verifiers)
+        with self.phases("rewards"):
+            scored = [(group, score_groups([group], self.rewards)) for group in groups]
+        with self.phases("wait"):
+            parts = on_all_ranks(scored, self.ranks)
+        return [parts[place % self.world_size][place // self.world_size] for place in range(len(problems))]
+
+
+def check_sampling(sampling: Sampling) -> None:
+    """Raises a ValueError for rollouts that cannot teach."""
+    if sampling.temperature == 0 or sampling.top_p < 1:
+        raise ValueError(
+            f"model.rollouts has temperature={sampling.temperature:g} and top_p={sampling.top_p:g}. Greedy rollouts of "
+            "a group are all equal, and the ratio of the loss is one of whole distributions: set temperature > 0 and "
+            "top_p=1."
+        )
+
+
+def check_positive(**values: int) -> None:
+    """Raises a ValueError unless all are at least 1."""
+    for name, value in values.items():
+        if value < 1:
+            raise ValueError(f"model.{name}={value} must be at least 1.")
