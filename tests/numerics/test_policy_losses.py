@@ -30,7 +30,7 @@ CORRECTIONS = [
     Correction(),
     *(Correction(kind, level, 1.3) for kind, level in product(("truncate", "mask"), ("token", "sequence"))),
 ]
-PENALTIES = [KL(), KL(0.3, "k2"), KL(0.3, "k3"), KL(0.3, "k1", "reward")]
+PENALTIES = [KL(), KL(0.3, "k2"), KL(0.3, "k3"), KL(0.3, "k1", "reward"), KL(0.3, times_ratio=True)]
 
 
 @dataclass
@@ -129,7 +129,8 @@ def _reference_token(one: Sampled, t: int, objective: Objective) -> Tensor:
     loss = loss * _reference_weight(one, t, objective.correction)
     log_r = ref - now
     if kl.place == "loss":
-        loss = loss + kl.coefficient * (log_r**2 / 2 if kl.estimator == "k2" else log_r.exp() - 1 - log_r)
+        penalty = log_r**2 / 2 if kl.estimator == "k2" else log_r.exp() - 1 - log_r
+        loss = loss + kl.coefficient * penalty * ((now - old).exp() if kl.times_ratio else 1)
     return loss - objective.entropy * one.entropies[t]
 
 
@@ -143,7 +144,11 @@ def _reference_weight(one: Sampled, t: int, correction: Correction) -> float:
     return weight if 1 / correction.limit <= weight <= correction.limit else 0.0
 
 
-@pytest.mark.parametrize("kl", PENALTIES, ids=lambda kl: f"{kl.estimator}_{kl.place}" if kl.coefficient else "no_kl")
+def kl_id(kl: KL) -> str:
+    return f"{kl.estimator}_{kl.place}{'_times_ratio' * kl.times_ratio}" if kl.coefficient else "no_kl"
+
+
+@pytest.mark.parametrize("kl", PENALTIES, ids=kl_id)
 @pytest.mark.parametrize("correction", CORRECTIONS, ids=lambda c: f"{c.kind}_{c.level}")
 @pytest.mark.parametrize("loss", LOSSES)
 def test_value_and_gradient_equal_a_loop(loss: Any, correction: Correction, kl: KL) -> None:
@@ -352,6 +357,23 @@ def test_estimators_of_kl_and_their_gradients_in_expectation() -> None:
     assert (k3_loss - wanted).norm() > 0.1 * wanted.norm(), "k3 is biased"
 
 
+def test_times_the_ratio_k3_of_an_older_policys_tokens_has_the_gradient_of_the_kl() -> None:
+    """Drawn from another policy than π_θ, without noise; without the ratio it has not."""
+    old, ref, zeros = categorical(4), categorical(2), torch.zeros(5, dtype=torch.float64)
+    gradients = []
+    for times_ratio in (True, False):
+        logits = categorical(1).requires_grad_()
+        row = PolicyRow(None, zeros, old.exp(), old, torch.arange(5), old, ref)
+        objective = Objective(kl=KL(1.0, times_ratio=times_ratio))
+        policy_loss(logits.log_softmax(0), None, row, objective)[0].backward()
+        gradients.append(logits.grad)
+    logits = categorical(1).requires_grad_()
+    log_p = logits.log_softmax(0)
+    wanted = torch.autograd.grad((log_p.exp() * (log_p - ref)).sum(), logits)[0]
+    torch.testing.assert_close(gradients[0], wanted, atol=ATOL, rtol=0)
+    assert (gradients[1] - wanted).norm() > 0.1 * wanted.norm()
+
+
 def test_an_unlimited_correction_makes_the_samplers_tokens_the_trainers() -> None:
     """E over the sampler of w · loss is E over the old policy of the loss: over all tokens, without noise."""
     old, sampled = categorical(1), categorical(2)
@@ -392,6 +414,7 @@ def test_weights_in_numbers() -> None:
         (lambda: KL(-1.0), "objective.kl.coefficient=-1.0"),
         (lambda: KL(0.1, "k1"), "the expected gradient of k1 is zero"),
         (lambda: KL(0.1, "k3", "reward"), "only k1 in the reward"),
+        (lambda: KL(0.1, "k2", times_ratio=True), "times_ratio=true with estimator=k2"),
         (lambda: Correction("mask", limit=1.0), "objective.correction.limit=1.0"),
         (lambda: Correction("mask", limit=math.inf), "objective.correction.limit=inf"),
     ],

@@ -11,7 +11,9 @@ E[−log r · ∇log π_θ]: k1 as a number that is taken from the reward. In th
 - k3 gives (1 − r) · ∇log π_θ: the same to first order in log r, biased further away. It pulls weakly where π_θ gives a
   token more than π_ref does (at most 1), and without bound where it gives it less. GRPO (2402.03300) has this one.
 
-All of them, in the loss, are biased as soon as the tokens are an older policy's: the ratio is not applied to them.
+All of them, in the loss, are biased as soon as the tokens are an older policy's. Times the ratio ρ = π_θ / π_old,
+through which the gradient flows too, k3 gives −ρ·log r · ∇log π_θ: no bias, for tokens new or old (DeepSeek-V3.2,
+arXiv 2512.02556).
 
 Legend: T packed tokens.
 """

@@ -35,11 +35,14 @@ class KL:
         estimator: `k1`, `k2` or `k3` of each token (see `w2sr.losses.kl`).
         place: `loss` adds β·KL to the loss of a token, `reward` takes β·KL from its advantage, as a number without a
             gradient. Their gradients tell which estimators make sense where: k2 and k3 in the loss, k1 in the reward.
+        times_ratio: multiplies k3 in the loss by the token's ratio, gradient and all (DeepSeek-V3.2, arXiv 2512.02556):
+            its gradient is then that of the KL divergence, also for tokens of an older policy.
     """
 
     coefficient: float = 0.0
     estimator: Estimator = "k3"
     place: Literal["loss", "reward"] = "loss"
+    times_ratio: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.coefficient < math.inf:
@@ -55,6 +58,11 @@ class KL:
             raise ValueError(
                 f"objective.kl.estimator={self.estimator} with place=reward: only k1 in the reward has the gradient of "
                 "the KL divergence (arXiv 2510.01555). Set estimator=k1, or place=loss."
+            )
+        if self.times_ratio and self.estimator != "k3":
+            raise ValueError(
+                f"objective.kl.times_ratio=true with estimator={self.estimator}: the ratio makes the gradient of k3 in "
+                "the loss unbiased, and no other (arXiv 2512.02556). Set estimator=k3, or times_ratio=false."
             )
 
     @property

@@ -2,11 +2,9 @@
 
     loss = Σ_t weight_t · ( w_t·ℓ_t(ρ_t, A_t) + β·KL_t − c·H_t ),   ρ = π_θ / π_old,   w = π_old / π_sampler
 
-ℓ is the surrogate of `objective.loss`, w the bounded importance weight against the mismatch of sampler and trainer,
-KL the estimate of the divergence from the reference policy, H the entropy. Weights are known beforehand
+ℓ is the surrogate of `objective.loss`, w the bounded importance weight against the mismatch of sampler and trainer, KL
+an estimate of the divergence from the reference policy (times ρ, if asked), H the entropy. Weights are known beforehand
 (`rollout_weights`), so rows are summed, over micro-steps and ranks.
-
-Not here: the ratio in front of the KL term of tokens from an older policy (see `w2sr.losses.kl`).
 
 Legend: T packed tokens.
 """
@@ -50,9 +48,9 @@ def policy_loss(
     """
     counted_T = row.weights != 0
     old_logprobs_T = logprobs_T.detach() if row.old_logprobs is None else row.old_logprobs
-    log_ratio_T = logprobs_T - old_logprobs_T
+    log_ratio_T = token_log_ratio_T = logprobs_T - old_logprobs_T
     if objective.loss == "gspo":
-        log_ratio_T = sequence_log_ratio(log_ratio_T, row.segments, counted_T)
+        log_ratio_T = sequence_log_ratio(token_log_ratio_T, row.segments, counted_T)
     advantages_T = _advantages(row, old_logprobs_T, objective.kl)
     correction_T, limited_T = importance_weights(
         old_logprobs_T, row.rollout_logprobs, row.segments, counted_T, objective.correction
@@ -70,7 +68,8 @@ def policy_loss(
         watched["kl"] = estimated_kl(objective.kl.estimator, logprobs_T, row.ref_logprobs)
     if objective.kl.is_loss:
         assert row.ref_logprobs is not None, "a KL penalty needs ref_logprobs"
-        loss_T = loss_T + objective.kl.coefficient * watched["kl"]
+        factor_T = ratio(token_log_ratio_T) if objective.kl.times_ratio else 1.0
+        loss_T = loss_T + objective.kl.coefficient * factor_T * watched["kl"]
     if entropies_T is not None:
         watched["entropy"] = entropies_T
     if objective.entropy > 0:
