@@ -9,7 +9,7 @@ Legend: N groups of the round, G rollouts of a group.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -106,11 +106,18 @@ class Collector:
         check_rollouts(completions, number, self.max_staleness)
         with self.phases("verify"):
             groups = verified_groups(mine, own, completions, self.verifiers)
+        scored: list[tuple[RolloutGroup, Rewards]] = []
+        refusal = None
         with self.phases("rewards"):
-            scored = [(group, score_groups([group], self.rewards)) for group in groups]
-        with self.phases("wait"):
-            parts = on_all_ranks(scored, self.ranks)
-        return [parts[place % self.world_size][place // self.world_size] for place in range(len(problems))]
+            try:
+                scored = [(group, score_groups([group], self.rewards)) for group in groups]
+            except ValueError as error:
+                refusal = error
+        with self.phases("wait"):  # where one rank's reward fails, all raise: none waits for the other
+            parts = on_all_ranks((scored, refusal and str(refusal)), self.ranks)
+        if refusals := [text for _, text in parts if text]:
+            raise ValueError(refusals[0]) from refusal
+        return [parts[place % self.world_size][0][place // self.world_size] for place in range(len(problems))]
 
 
 def check_sampling(sampling: Sampling) -> None:
@@ -121,6 +128,31 @@ def check_sampling(sampling: Sampling) -> None:
             "a group are all equal, and the ratio of the loss is one of whole distributions: set temperature > 0 and "
             "top_p=1."
         )
+
+
+def check_room(
+    problems: Sequence[Problem], chat: Chat, sampling: Sampling, positions: int | None, max_tokens: int
+) -> None:
+    """Raises a ValueError unless the longest prompt and its completion fit into the model and into a packed row.
+
+    Args:
+        problems: all that can be asked.
+        chat: renders prompts.
+        sampling: has the token limit of a completion.
+        positions: of the model; None where it does not say.
+        max_tokens: of a row.
+    """
+    lengths = {problem.problem_id: len(chat.prompt_ids(problem.problem)) for problem in problems}
+    worst = max(lengths, key=lengths.__getitem__)
+    needed = lengths[worst] + sampling.max_new_tokens
+    told = (
+        f"Problem '{worst}' has a prompt of {lengths[worst]:,} tokens; with model.rollouts.max_new_tokens="
+        f"{sampling.max_new_tokens:,} (as in model.sampling, where it is not set) a rollout can have {needed:,} tokens"
+    )
+    if positions is not None and needed > positions:
+        raise ValueError(f"{told}, and the model has {positions:,} positions. Lower max_new_tokens.")
+    if needed > max_tokens:
+        raise ValueError(f"{told}, and a row holds model.max_tokens={max_tokens:,}. Raise it to {needed:,} or more.")
 
 
 def check_positive(**values: int) -> None:

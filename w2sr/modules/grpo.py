@@ -31,7 +31,7 @@ from w2sr.losses import Objective, policy_loss
 from w2sr.metrics import PassAtK
 from w2sr.modules.cards import grpo_card
 from w2sr.modules.checkpoints import check_same_student, student_identity, write_whole_checkpoints
-from w2sr.modules.collect import Collected, Collector, check_positive, check_sampling
+from w2sr.modules.collect import Collected, Collector, check_positive, check_room, check_sampling
 from w2sr.modules.fsdp2 import sharding_of
 from w2sr.modules.optimization import (
     build_optimizer,
@@ -209,6 +209,8 @@ class GRPOModule(L.LightningModule):
     def on_fit_start(self) -> None:
         policy, data = self._loaded(), cast(Any, self.trainer).datamodule
         rank_zero_info(f"Packed attention on {self.device}: {policy.engine()} (attention={self.attention}).")
+        positions = getattr(policy.lm.config, "max_position_embeddings", None)
+        check_room(data.train_problems, self.chat, self.rollouts, positions, self.max_tokens)
         self._reference = None
         if self.objective.kl.coefficient:
             own = self.reference is None and self.lora is not None

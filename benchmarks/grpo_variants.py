@@ -1,0 +1,222 @@
+"""Learning curves of five policy losses on the miniature: three seeds each, the learning rate chosen on validation problems.
+
+Every arm is `configs/grpo.yaml` with a few keys changed. Each variant first runs with every learning rate and seed 0; the
+rate with the best plateau (mean validation Pass@1 of the last three validations) runs with the other seeds. Runs that are
+there already are not run again, so a study that was stopped goes on with the same command.
+
+    OMP_NUM_THREADS=1 python benchmarks/grpo_variants.py --runs runs/study/grpo --w2sr runs/w2sr_p --out docs/results/grpo_variants.md
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import common
+import yaml
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "grpo": {"objective": {"loss": "grpo"}},
+    "dapo": {"objective": {"loss": "dapo"}, "dynamic_sampling": {"max_batches": 4}},
+    "dr_grpo": {"objective": {"loss": "dr_grpo"}, "advantage": {"scale": "none"}},
+    "gspo": {"objective": {"loss": "gspo"}},
+    "cispo": {"objective": {"loss": "cispo"}},
+}
+NOTES = {
+    "dapo": "with dynamic sampling, as published",
+    "dr_grpo": "advantages without a standard deviation, as published",
+}
+PLATEAU = 3
+"""So many last validations are the plateau."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One run of the study."""
+
+    variant: str
+    rate: float
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.variant}-{self.rate:g}-{self.seed}"
+
+
+@dataclass(frozen=True)
+class Curve:
+    """What a run's log says: after how many rounds and seconds of training the validation Pass@1 was how high."""
+
+    rounds: list[int]
+    seconds: list[float]
+    passes: list[float]
+    lines: list[dict[str, Any]]
+
+    @property
+    def plateau(self) -> float:
+        return statistics.mean(self.passes[-PLATEAU:])
+
+    def reached(self, level: float) -> float | None:
+        """Seconds of training until a validation first reached `level`."""
+        return next((s for s, p in zip(self.seconds, self.passes, strict=True) if p >= level), None)
+
+
+def run(arm: Arm, folder: Path, epochs: int) -> Curve:
+    """Runs the arm unless it was finished before."""
+    place = folder / arm.name
+    if not (place / "finished.json").exists():
+        place.parent.mkdir(parents=True, exist_ok=True)
+        overlay = {
+            "model": {"init_args": {**VARIANTS[arm.variant], "learning_rates": {"grpo": arm.rate}}},
+            "data": {"init_args": {"seed": arm.seed}},
+            "trainer": {
+                "default_root_dir": str(place),
+                "max_epochs": epochs,
+                "enable_progress_bar": False,
+                "enable_model_summary": False,
+                "callbacks": [],
+            },
+        }
+        overlay["model"]["init_args"]["rollouts"] = {"temperature": 1.0, "max_new_tokens": 160, "seed": arm.seed}
+        file = folder / f"{arm.name}.yaml"
+        file.write_text(yaml.safe_dump(overlay))
+        words = ["lightning_cli.py", "fit", "--config", "configs/grpo.yaml", "--config", str(file)]
+        with (folder / f"{arm.name}.log").open("w") as log:
+            subprocess.run([sys.executable, *words], stdout=log, stderr=log, check=True)
+    return read(place)
+
+
+def read(place: Path) -> Curve:
+    """The curve of a run directory."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    lines = [json.loads(line) for line in (place / "rounds.jsonl").read_text().splitlines()]
+    spent = [0.0]
+    for line in lines:
+        spent.append(spent[-1] + sum(value for name, value in line.items() if name.startswith("seconds/")))
+    events = EventAccumulator(str(place), size_guidance={"scalars": 0})
+    events.Reload()
+    points = [(event.step + 1, event.value) for event in events.Scalars("val/pass@1")]
+    return Curve([r for r, _ in points], [spent[min(r, len(lines))] for r, _ in points], [p for _, p in points], lines)
+
+
+def study(
+    folder: Path, rates: Sequence[float], seeds: Sequence[int], epochs: int, workers: int
+) -> Iterator[tuple[str, dict[float, Curve], float, list[Curve]]]:
+    """variant, its curves of the first seed by learning rate, the chosen rate, and its curves of all seeds."""
+    with ThreadPoolExecutor(workers) as pool:
+        first = {
+            (variant, rate): pool.submit(run, Arm(variant, rate, seeds[0]), folder, epochs)
+            for variant in VARIANTS
+            for rate in rates
+        }
+        chosen = {v: max(rates, key=lambda rate: first[v, rate].result().plateau) for v in VARIANTS}
+        rest = {
+            (variant, seed): pool.submit(run, Arm(variant, chosen[variant], seed), folder, epochs)
+            for variant in VARIANTS
+            for seed in seeds[1:]
+        }
+        for variant in VARIANTS:
+            by_rate = {rate: first[variant, rate].result() for rate in rates}
+            others = [rest[variant, seed].result() for seed in seeds[1:]]
+            yield variant, by_rate, chosen[variant], [by_rate[chosen[variant]], *others]
+
+
+def picture(curves: dict[str, list[Curve]], level: float, path: Path) -> None:
+    """Validation Pass@1 over rounds, a thin line a seed."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(8, 4.5), dpi=120)
+    for index, (variant, of_seeds) in enumerate(curves.items()):
+        for number, curve in enumerate(of_seeds):
+            label = variant if number == 0 else None
+            axes.plot(curve.rounds, [100 * p for p in curve.passes], color=f"C{index}", alpha=0.8, lw=1.2, label=label)
+    axes.axhline(100 * level, color="black", ls="--", lw=1, label="W2SR-P student")
+    axes.set_xlabel("rounds (32 problems, 8 rollouts each)")
+    axes.set_ylabel("validation Pass@1 in per cent")
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower right")
+    figure.tight_layout()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+
+
+def last_validation(run_folder: Path) -> float:
+    """The last validation Pass@1 of a run."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(run_folder), size_guidance={"scalars": 0})
+    events.Reload()
+    return float(events.Scalars("val/pass@1")[-1].value)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=Path, required=True, help="folder for the run directories")
+    parser.add_argument("--w2sr", type=Path, required=True, help="run directory of the W2SR-P student")
+    parser.add_argument("--out", type=Path, required=True, help="the Markdown page to write; a picture lies beside it")
+    parser.add_argument("--rates", type=float, nargs="+", default=[3e-4, 1e-3])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--workers", type=int, default=1, help="runs at the same time")
+    args = parser.parse_args()
+    level = last_validation(args.w2sr)
+    lines, choice, curves = [], [], {}
+    for variant, by_rate, rate, of_seeds in study(args.runs, args.rates, args.seeds, args.epochs, args.workers):
+        curves[variant] = of_seeds
+        choice.append([variant, *(f"{100 * by_rate[r].plateau:.1f}" for r in args.rates), f"{rate:g}"])
+        plateaus = [100 * curve.plateau for curve in of_seeds]
+        reached = [curve.reached(level) for curve in of_seeds]
+        seconds = [f"{s:.0f}" if s is not None else "never" for s in reached]
+        last = [curve.lines[-1] for curve in of_seeds]
+        lines.append(
+            [
+                variant,
+                f"{rate:g}",
+                " ".join(f"{p:.1f}" for p in plateaus),
+                f"{statistics.mean(plateaus):.1f}",
+                f"{statistics.mean(c.seconds[-1] for c in of_seeds):.0f}",
+                f"{statistics.mean(sum(x['groups/sampled'] for x in c.lines) for c in of_seeds):.0f}",
+                " ".join(seconds),
+                f"{statistics.mean(x['rollouts/tokens_mean'] for x in last):.0f}",
+            ]
+        )
+    image = args.out.with_suffix(".png")
+    picture(curves, level, args.out.parent.parent / "images" / image.name)
+    notes = "\n".join(
+        f"- `{variant}`: {note}; {shlex.quote(json.dumps(VARIANTS[variant]))}" for variant, note in NOTES.items()
+    )
+    page = (
+        common.head("Five policy losses on the miniature", ["torch", "transformers", "lightning"], "")
+        + f"""
+`configs/grpo.yaml` with another loss, {args.epochs} epochs of 32 rounds, three seeds; {args.workers} runs at a time.
+The plateau is the mean validation Pass@1 (300 problems, greedy) of the last {PLATEAU} validations, in per cent; seconds are of
+training, without validation. The W2SR-P student's last validation Pass@1 is {100 * level:.1f}.
+
+![Validation Pass@1 over rounds](../images/{image.name})
+
+{common.table(["loss", "learning rate", "plateau by seed", "mean", "seconds", "groups sampled", "seconds until the W2SR-P student's Pass@1, by seed", "tokens a rollout at the end"], lines)}
+{notes}
+
+The learning rate was chosen on validation problems, with seed {args.seeds[0]}: plateaus by learning rate.
+
+{common.table(["loss", *(f"{r:g}" for r in args.rates), "chosen"], choice)}"""
+    )
+    args.out.write_text(page)
+    print(page)
+
+
+if __name__ == "__main__":
+    main()
