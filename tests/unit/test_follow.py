@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -266,7 +267,8 @@ class StandIn:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.told, self.stamp, self.resets = folder, list[str](), "default", True
-        self.llm_engine = self.renderer = None
+        self.renderer = None
+        self.llm_engine = SimpleNamespace(engine_core=SimpleNamespace(resources=SimpleNamespace(engine_dead=False)))
         self.model_config = type("", (), {"max_model_len": 99})
 
     def collective_rpc(self, method: str, kwargs: dict[str, str]) -> None:
