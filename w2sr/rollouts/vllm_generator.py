@@ -108,7 +108,7 @@ def _at_once(call: Callable[[], Any]) -> Any:
 
 
 class Watched:
-    """Calls vLLM in a thread, and gives up where its process has died: vLLM itself would wait for its reply for ever."""
+    """Calls vLLM in a thread, and gives up where its process has died: vLLM itself would wait for ever."""
 
     def __init__(self, llm: Any) -> None:
         self._resources = llm.llm_engine.engine_core.resources
