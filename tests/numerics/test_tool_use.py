@@ -15,6 +15,7 @@ from w2sr.chat import Chat
 from w2sr.miniature.world import problems
 from w2sr.policy import load_policy
 from w2sr.rollouts import EmbeddedGenerator, Generator, ToolGenerator
+from w2sr.rollouts.freshness import completion_logprobs
 from w2sr.rollouts.stop_text import StopText
 from w2sr.tools import Calculator
 from w2sr.types import Completion, SampleRequest, Sampling
@@ -184,3 +185,24 @@ def test_a_text_is_met_over_any_number_of_tokens(pieces: list[str], met: bool) -
 def test_an_empty_stop_text_is_refused() -> None:
     with pytest.raises(ValueError, match="empty text"):
         StopText(("a", ""), lambda ids: "")
+
+
+def test_logprobs_are_of_what_the_model_wrote_and_nan_for_what_it_did_not() -> None:
+    """Token by token those of the policy on the whole completion, but for the results."""
+    generator, chat = teacher()
+    policy = generator.policy
+    scored = EmbeddedGenerator(policy, chat.stop_token_ids, chat.decode, num_slots=16, logprobs=True)
+    plain = replace(SAMPLED, top_p=1.0)
+    helped = written(ToolGenerator(scored, EQUATIONS, chat), asked(), plain)
+    num_inserted = 0
+    for request in asked():
+        completion = helped[request.problem_id]
+        expected = completion_logprobs(policy, request, completion, plain.temperature)
+        told = np.array(completion.logprobs)
+        inserted = np.isnan(told)
+        num_inserted += int(inserted.sum())
+        assert inserted.any() == bool(completion.no_loss_spans)
+        np.testing.assert_allclose(told[~inserted], expected[~inserted], atol=1e-4)  # float32 with and without a cache
+    assert num_inserted > 60
+    unscored = written(ToolGenerator(generator, EQUATIONS, chat), asked()[:4], plain)
+    assert {completion.logprobs for completion in unscored.values()} == {None}

@@ -8,11 +8,7 @@ settings must not reach our completions.
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
-import socket
-import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +16,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from starting import ENGINE, REPOSITORY, START_S, TEACHER, Server, run_script, serving, skip_without_vllm
 
 from w2sr.chat import Chat
 from w2sr.policy import load_policy
@@ -31,13 +28,6 @@ from w2sr.types import Completion, SampleRequest, Sampling
 
 pytestmark = pytest.mark.vllm
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-PYTHON = REPOSITORY / ".venv-vllm" / "bin" / "python"
-TEACHER = REPOSITORY / "w2sr" / "miniature" / "teacher"
-ENGINE = {"enforce_eager": True, "engine_args": {"kv_cache_memory_bytes": 2**28, "max_num_seqs": 64}}
-SERVER = ["--dtype=float32", "--enforce-eager", f"--kv-cache-memory-bytes={2**28}", "--max-num-seqs=64"]
-START_S = 420.0
-"""What a start may take on a machine that has much else to do."""
 GREEDY = Sampling(temperature=0.0, max_new_tokens=160)
 UNTIL_TEXT = replace(GREEDY, stop_text=(" = ",))
 SAMPLED = Sampling(temperature=1.0, top_p=0.9, max_new_tokens=160, seed=3)
@@ -48,7 +38,7 @@ class Engines(NamedTuple):
     """A server that runs, and what the engine in process answered to each job."""
 
     model: Path
-    server: subprocess.Popen[bytes]
+    server: Server
     url: str
     local: dict[str, Any]
 
@@ -62,29 +52,11 @@ def requests() -> list[SampleRequest]:
 
 @pytest.fixture(scope="module")
 def engines(requests: list[SampleRequest], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engines]:
-    if not (PYTHON.parent.parent / ".ready").exists():
-        pytest.skip(f"{PYTHON} is absent; make setup-vllm installs it")
+    skip_without_vllm()
     folder = tmp_path_factory.mktemp("vllm")
     model = spoiled_teacher(folder / "teacher")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [PYTHON, "-m", "vllm.entrypoints.openai.api_server", f"--model={model}", "--host=127.0.0.1"]
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
-    with (folder / "server.log").open("wb") as log:
-        server = subprocess.Popen(
-            [*command, f"--port={port}", *SERVER],
-            cwd=folder,
-            env=environment,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,  # a group of its own, to be killed as one
-        )
-        try:
-            local = run_local(model, jobs(requests), folder, environment)  # while the server starts
-            yield Engines(model, server, f"http://127.0.0.1:{port}/v1", local)
-        finally:
-            kill(server)
+    with serving(model, folder) as server:
+        yield Engines(model, server, server.url, run_local(model, jobs(requests), folder))  # while the server starts
 
 
 def spoiled_teacher(folder: Path) -> Path:
@@ -117,25 +89,14 @@ def rows(requests: list[SampleRequest]) -> list[list[Any]]:
     return [[r.problem_id, r.sample_index, list(r.prompt_ids), r.num_done] for r in requests]
 
 
-def run_local(model: Path, jobs: dict[str, Any], folder: Path, environment: dict[str, str]) -> dict[str, Any]:
-    spec, answers = folder / "jobs.json", folder / "answers.json"
-    spec.write_text(json.dumps({"model": str(model), "engine": ENGINE, "jobs": list(jobs.values())}))
-    script = Path(__file__).with_name("drive.py")
-    with (folder / "local.log").open("wb") as log:
-        done = subprocess.run([PYTHON, script, spec, answers], cwd=folder, env=environment, stdout=log, stderr=log)
-    assert done.returncode == 0, (folder / "local.log").read_text()[-3000:]
+def run_local(model: Path, jobs: dict[str, Any], folder: Path) -> dict[str, Any]:
+    answers = run_script("drive.py", {"model": str(model), "engine": ENGINE, "jobs": list(jobs.values())}, folder)
     return {
         name: answer
         if isinstance(answer, str)
         else [Completion(p, i, tuple(ids), *more) for p, i, ids, *more in answer]
-        for name, answer in zip(jobs, json.loads(answers.read_text()), strict=True)
+        for name, answer in zip(jobs, answers, strict=True)
     }
-
-
-def kill(server: subprocess.Popen[bytes]) -> None:
-    if server.poll() is None:
-        os.killpg(server.pid, signal.SIGKILL)
-        server.wait()
 
 
 def by_key(completions: list[Completion]) -> dict[tuple[str, int], Completion]:
@@ -288,7 +249,7 @@ def test_a_server_that_is_killed_loses_nothing_that_was_received(
             for completion in generator.stream(many, GREEDY):
                 got.append(completion)
                 if len(got) == 20:
-                    kill(engines.server)
+                    engines.server.kill()
     assert 20 <= len(by_key(got)) < len(many)
     whole = by_key(engines.local["greedy"])
     assert all(c.token_ids == whole[c.problem_id, 0].token_ids for c in got)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,7 +21,7 @@ from w2sr.policy import LoRA, Policy, load_policy
 from w2sr.rollouts import OpenAIServer, PolicyGenerator, RolloutEngine, sample_requests
 from w2sr.rollouts.freshness import FLOAT32_TOLERANCE, check_rollouts, completion_logprobs, copy_tolerance
 from w2sr.rollouts.vllm_generator import VLLMFollower, VLLMGenerator
-from w2sr.rollouts.weight_sync import sync_folder, written
+from w2sr.rollouts.weight_sync import from_first_rank, meet, sync_folder, written
 from w2sr.types import Completion, Problem, SampleRequest, Sampling
 
 CPU = torch.device("cpu")
@@ -266,7 +269,8 @@ class StandIn:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.told, self.stamp, self.resets = folder, list[str](), "default", True
-        self.llm_engine = self.renderer = None
+        self.renderer = None
+        self.llm_engine = SimpleNamespace(engine_core=SimpleNamespace(resources=SimpleNamespace(engine_dead=False)))
         self.model_config = type("", (), {"max_model_len": 99})
 
     def collective_rpc(self, method: str, kwargs: dict[str, str]) -> None:
@@ -352,3 +356,21 @@ def test_written_weights_are_gone_also_after_an_error(policy: Policy, tmp_path: 
         assert list(tmp_path.glob("*.safetensors"))
         raise KeyError
     assert not list(tmp_path.glob("*.safetensors"))
+
+
+def test_what_fails_on_rank_0_ends_every_rank(tmp_path: Path) -> None:
+    script = Path(__file__).with_name("rank_zero.py")
+    ranks = [
+        subprocess.Popen([sys.executable, script, str(rank), tmp_path], stdout=subprocess.PIPE, text=True)
+        for rank in (0, 1)
+    ]
+    said = [rank.communicate(timeout=120)[0].splitlines() for rank in ranks]
+    assert said == [
+        ["made on 0", "ValueError: no such folder"],
+        ["made on 0", "RuntimeError: Rank 0 ended with ValueError: no such folder"],
+    ]
+
+
+def test_one_process_is_its_own_first_rank() -> None:
+    meet()
+    assert from_first_rank(lambda: 5) == 5

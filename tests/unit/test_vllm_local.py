@@ -42,10 +42,13 @@ def test_more_ranks_than_gpus_are_refused() -> None:
 
 def test_engine_args_are_handed_on_and_may_not_say_a_thing_twice() -> None:
     arguments = VLLM(max_model_len=99, engine_args={"max_num_seqs": 3})._arguments()
+    assert "logprobs_mode" not in arguments, "who follows no policy pays nothing for log-probabilities"
     assert arguments["max_num_seqs"] == 3 and arguments["max_model_len"] == 99
     assert arguments["load_format"] == "safetensors"
     with pytest.raises(ValueError, match="engine_args sets dtype, which"):
         VLLM(engine_args={"dtype": "float16"})._arguments()
+    with pytest.raises(ValueError, match="engine_args sets logprobs_mode, which"):
+        VLLM(engine_args={"logprobs_mode": "raw_logprobs"})._arguments({"logprobs_mode": "processed_logprobs"})
 
 
 class StandIn:
@@ -101,7 +104,7 @@ class Writes(LightningModule):
         self.engine = engine
 
 
-@pytest.mark.parametrize(("overlay", "kind"), [("vllm", VLLM), ("server", OpenAIServer)])
+@pytest.mark.parametrize(("overlay", "kind"), [("vllm", VLLM), ("vllm_cpu", VLLM), ("server", OpenAIServer)])
 @pytest.mark.parametrize("base", [None, {"class_path": "w2sr.rollouts.Embedded", "init_args": {"num_slots": 3}}])
 def test_engine_overlays_fit_over_any_module_that_has_an_engine(
     overlay: str, kind: type[RolloutEngine], base: dict[str, Any] | None, tmp_path: Path
@@ -124,5 +127,5 @@ def test_engine_overlays_fit_over_any_module_that_has_an_engine(
 
 
 def extra(overlay: str) -> list[str]:
-    key = "tensor_parallel_size=2" if overlay == "vllm" else "api=chat"
+    key = "api=chat" if overlay == "server" else "tensor_parallel_size=2"
     return [f"--model.init_args.engine.init_args.{key}"]

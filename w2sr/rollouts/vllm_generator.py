@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 from w2sr.chat import Chat
@@ -15,6 +18,9 @@ from w2sr.rollouts.protocol import check_positions
 from w2sr.rollouts.sampling import request_seed
 from w2sr.rollouts.weight_sync import new_run, written
 from w2sr.types import Completion, SampleRequest, Sampling
+
+LOOK_EVERY_S = 1.0
+"""How often somebody who waits for vLLM looks whether its process still lives."""
 
 
 class VLLMGenerator:
@@ -32,6 +38,7 @@ class VLLMGenerator:
         self.decode = chat.decode
         self.policy_version = policy_version
         self.follows = follows
+        self.call: Callable[[Callable[[], Any]], Any] = Watched(llm) if follows else _at_once
         self._num_asked = 0
 
     def stream(self, requests: Sequence[SampleRequest], sampling: Sampling) -> Iterator[Completion]:
@@ -48,7 +55,7 @@ class VLLMGenerator:
                 self.engine.add_request(name, prompt, self._params(request, sampling))
                 waiting[name] = request
             while waiting:
-                for output in self.engine.step():
+                for output in self.call(self.engine.step):
                     if output.finished and output.request_id in waiting:
                         yield self._completion(waiting.pop(output.request_id), output.outputs[0])
         finally:
@@ -96,6 +103,39 @@ class VLLMGenerator:
         return replace(completion, logprobs=tuple(logprobs))
 
 
+def _at_once(call: Callable[[], Any]) -> Any:
+    return call()
+
+
+class Watched:
+    """Calls vLLM in a thread, and gives up where its process has died: vLLM itself would wait for ever."""
+
+    def __init__(self, llm: Any) -> None:
+        self._resources = llm.llm_engine.engine_core.resources
+        self._calls: SimpleQueue[tuple[Callable[[], Any], Future[Any]]] = SimpleQueue()
+        # a daemon: a call that never returns must not keep the run from ending
+        threading.Thread(target=self._work, name="w2sr-vllm", daemon=True).start()
+
+    def __call__(self, call: Callable[[], Any]) -> Any:
+        """What the call returns. Raises vLLM's EngineDeadError where it never will."""
+        reply: Future[Any] = Future()
+        self._calls.put((call, reply))
+        while not wait([reply], timeout=LOOK_EVERY_S).done:
+            if self._resources.engine_dead:
+                from vllm.v1.engine.exceptions import EngineDeadError
+
+                raise EngineDeadError
+        return reply.result()
+
+    def _work(self) -> None:
+        while True:
+            call, reply = self._calls.get()
+            try:
+                reply.set_result(call())
+            except BaseException as error:
+                reply.set_exception(error)
+
+
 class VLLMFollower:
     """A `VLLMGenerator` whose weights are the policy's as they were at the last update."""
 
@@ -138,32 +178,36 @@ class VLLMFollower:
         Raises:
             RuntimeError: vLLM's process has ended, or its log-probabilities are not the policy's afterwards.
         """
+        with written(self.policy, self.folder), _while_alive():
+            self.generator.call(self._load)
+        self.generator.policy_version = version
         with _while_alive():
-            if self._rests:
-                self.llm.wake_up(tags=["weights"])
-            with written(self.policy, self.folder):
-                self.llm.collective_rpc("reload_weights", kwargs={"weights_path": str(self.folder)})
-            if self._rests:
-                self.llm.wake_up(tags=["kv_cache"])
-                self._rests = False
-            # keys and values of old weights would else serve prompts that begin alike
-            if not self.llm.reset_prefix_cache():
-                raise RuntimeError("vLLM kept its prefix cache over an update, so it still has requests of a stream.")
-            self.generator.policy_version = version
-            self.llm.update_weight_version(self._stamp())
+            self.generator.call(lambda: self.llm.update_weight_version(self._stamp()))
         check_copy(self, self.policy, self.chat, self.tolerance)
 
     def rest(self) -> None:
         """See `PolicyGenerator.rest`: on a GPU vLLM drops weights and caches; on a CPU it cannot."""
         if self.sleeps and not self._rests:
-            self.llm.sleep(level=2)
+            with _while_alive():
+                self.generator.call(lambda: self.llm.sleep(level=2))
             self._rests = True
+
+    def _load(self) -> None:
+        if self._rests:
+            self.llm.wake_up(tags=["weights"])
+        self.llm.collective_rpc("reload_weights", kwargs={"weights_path": str(self.folder)})
+        if self._rests:
+            self.llm.wake_up(tags=["kv_cache"])
+            self._rests = False
+        # keys and values of old weights would else serve prompts that begin alike
+        if not self.llm.reset_prefix_cache():
+            raise RuntimeError("vLLM kept its prefix cache over an update, so it still has requests of a stream.")
 
     def _stamp(self) -> str:
         return f"{self._run}/{self.policy_version}"
 
     def _check_stamp(self) -> None:
-        found = self.llm.get_weight_version()
+        found = self.generator.call(self.llm.get_weight_version)
         if found != self._stamp():
             raise RuntimeError(
                 f"vLLM holds the weights {found!r}, not {self._stamp()!r} of the last update. Something else than this "
