@@ -25,7 +25,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from w2sr.config_errors import Parser, config_letter
-from w2sr.runs import Stopped, holds_a_run, newest_checkpoint, ways_on, where_it_stands
+from w2sr.runs import RefusedByAll, Stopped, check_checkpoint, holds_a_run, newest_checkpoint, ways_on, where_it_stands
 from w2sr.slurm import REQUEUE, check_tasks, is_requeued, job_id, requeue
 
 EPILOG = """Verbs beside the Trainer's:
@@ -87,6 +87,7 @@ class W2SRCLI(LightningCLI):
         if not wanted and holds_a_run(folder):
             raise ValueError(f"{where_it_stands(folder)}\n{ways_on(folder, self.words)}")
         if wanted == "last" and (last := newest_checkpoint(folder)) is not None:
+            check_checkpoint(last)
             self.config_init["fit"]["ckpt_path"] = str(last)  # config.yaml keeps the word
         elif wanted == "last":
             rank_zero_info(f"There is no checkpoint in {folder / 'checkpoints'} yet: training begins at step 0.")
@@ -191,6 +192,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     except (ValueError, OSError, MisconfigurationException) as error:
         if os.environ.get("W2SR_TRACEBACK"):
             raise
+        if isinstance(error, RefusedByAll) and cast(Any, rank_zero_only).rank:
+            sys.exit(0)  # the first process says it, and ends with 2
         # what a module's constructor refuses comes wrapped by the parser, as what it finds while parsing does
         wrapped = str(error).startswith("Does not validate")
         # one write, because print's two are mixed with those of another rank

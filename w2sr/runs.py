@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import signal
 import sys
@@ -10,11 +11,15 @@ import time
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 LABEL = "archive/w2sr-progress.json"
 """The member of a checkpoint that says how far it is; no weight is touched to read it. torch writes zip archives, in
 memory with all members in the folder `archive`, and reads none that has one elsewhere."""
+LABEL_FILE = "w2sr-progress.json"
+"""The same of a sharded checkpoint, which is a directory. It is written last, and names all files with their sizes."""
+FORMAT = 1
+"""What checkpoints are written as. Code that does not know a newer one refuses it."""
 FINISHED = "finished.json"
 """The file of a run directory that says that its run came to its end, and with how many steps."""
 
@@ -29,6 +34,10 @@ class Stopped(Exception):
     def __init__(self, signum: signal.Signals, *message: str) -> None:
         super().__init__(*message)
         self.signum = signum
+
+
+class RefusedByAll(ValueError):
+    """What all processes raise together, with one message: the first one says it."""
 
 
 class Progress(NamedTuple):
@@ -46,15 +55,33 @@ class Progress(NamedTuple):
 def add_label(archive: IO[bytes], progress: Progress) -> None:
     """Adds the progress to a checkpoint that torch has just written. torch passes over the additional member."""
     with zipfile.ZipFile(archive, "a") as members:
-        members.writestr(LABEL, json.dumps(progress._asdict()))
+        members.writestr(LABEL, json.dumps({**progress._asdict(), "format": FORMAT}))
+
+
+def write_label(checkpoint: Path, progress: Progress) -> None:
+    """Labels a sharded checkpoint whose other files are all there."""
+    files = {path.name: path.stat().st_size for path in sorted(checkpoint.iterdir())}
+    label = {**progress._asdict(), "format": FORMAT, "files": files}
+    with (checkpoint / LABEL_FILE).open("w") as stream:
+        stream.write(json.dumps(label, indent=1) + "\n")
+        stream.flush()
+        os.fsync(stream.fileno())
 
 
 def read_label(checkpoint: Path) -> Progress | None:
     """The progress that a checkpoint was labelled with; None for one that was saved otherwise, or is cut off."""
+    label = _label(checkpoint)
+    return Progress(label["step"], label["num_steps"], label["epoch"]) if label else None
+
+
+def _label(checkpoint: Path) -> dict[str, Any]:
+    if checkpoint.is_dir():
+        file = checkpoint / LABEL_FILE
+        return dict(json.loads(file.read_text())) if file.is_file() else {}
     if not zipfile.is_zipfile(checkpoint):
-        return None
+        return {}
     with zipfile.ZipFile(checkpoint) as members:
-        return Progress(**json.loads(members.read(LABEL))) if LABEL in members.namelist() else None
+        return dict(json.loads(members.read(LABEL))) if LABEL in members.namelist() else {}
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
@@ -62,11 +89,53 @@ def newest_checkpoint(folder: Path) -> Path | None:
 
     Where `last.ckpt` is not its own, a ModelCheckpoint calls its file `last-v1.ckpt`: the name does not say the age.
     """
-    for pattern in ("last*.ckpt", "*.ckpt"):
-        found = [path for path in (folder / "checkpoints").glob(pattern) if not path.name.startswith(".")]
-        if found:
-            return max(found, key=lambda path: (path.stat().st_mtime_ns, path.name))
-    return None
+    found = _checkpoints(folder / "checkpoints")
+    return next((path for path in found if path.name.lstrip(".").startswith("last")), found[0] if found else None)
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints of a directory, the newest first. What is still being written, or is half removed, is none.
+
+    A sharded one that was to be replaced has another name for a moment; if the run died then, that name stays.
+    """
+    found = [path for path in folder.glob("*.ckpt") if not path.name.startswith(".") and path.exists()]
+    for before in folder.glob(".*.ckpt.before"):
+        if not before.with_name(before.name[1:].removesuffix(".before")).exists():
+            found.append(before)
+    return sorted(found, key=lambda path: (path.stat().st_mtime_ns, path.name), reverse=True)
+
+
+def flaw(checkpoint: Path) -> str | None:
+    """Why a checkpoint cannot be gone on from, as far as it can be seen without loading it; None where it can."""
+    label = _label(checkpoint)
+    if label.get("format", 0) > FORMAT:
+        return f"it was written by a newer w2sr, in format {label['format']}; this one reads up to {FORMAT}"
+    if checkpoint.is_dir():
+        if not label:
+            return f"it has no {LABEL_FILE}, which is written last"
+        for name, size in label["files"].items():
+            if not (checkpoint / name).is_file():
+                return f"its file {name} is absent"
+            if (there := (checkpoint / name).stat().st_size) != size:
+                return f"its file {name} has {there:,} bytes of {size:,}"
+        return None
+    return None if zipfile.is_zipfile(checkpoint) else "the file is cut off or is no checkpoint"
+
+
+def check_checkpoint(checkpoint: Path) -> None:
+    """Raises a ValueError, which names the newest good one beside it, unless a checkpoint is there and whole."""
+    if not checkpoint.exists():
+        raise ValueError(f"There is no checkpoint {checkpoint}. {_instead_of(checkpoint)}")
+    if reason := flaw(checkpoint):
+        raise ValueError(f"{checkpoint} is not a whole checkpoint ({reason}). {_instead_of(checkpoint)}")
+
+
+def _instead_of(checkpoint: Path) -> str:
+    good = [path for path in _checkpoints(checkpoint.parent) if path != checkpoint and flaw(path) is None]
+    if not good:
+        return "Give another file with --ckpt_path, or start anew."
+    at = f", at {label}" if (label := read_label(good[0])) else ""
+    return f"Give another file with --ckpt_path: {good[0]} is good{at}."
 
 
 def mark_finished(folder: Path, progress: Progress) -> None:

@@ -414,8 +414,11 @@ main(sys.argv[1:])
 """
 
 
-def test_all_ranks_stop_together_and_name_the_traces_of_the_one(tmp_path: Path, fit_config: FitConfig) -> None:
-    config = fit_config(tmp_path / "run", trainer__devices=2, trainer__strategy="ddp", data__max_tokens=100)
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_all_ranks_stop_together_and_name_the_traces_of_the_one(
+    strategy: str, tmp_path: Path, fit_config: FitConfig
+) -> None:
+    config = fit_config(tmp_path / "run", trainer__devices=2, trainer__strategy=strategy, data__max_tokens=100)
     script = tmp_path / "ranks.py"
     script.write_text(RANKS)
     command = [sys.executable, str(script), "fit", "--config", str(config)]
@@ -436,7 +439,6 @@ def test_all_ranks_stop_together_and_name_the_traces_of_the_one(tmp_path: Path, 
             pytest.fail("hangs")
     assert process.returncode == 2, err[-3000:]
     (poisoned,) = [line.split()[1:] for line in out.splitlines() if line.startswith("POISON")]
-    letters = [line for line in err.splitlines() if line.startswith("error: Optimizer step 2 ")]
-    assert len(letters) == 2, "one of each rank"
-    for letter in letters:
-        assert letter.count("@tiny/weak#0") == len(poisoned) > 0 and all(repr(name) in letter for name in poisoned)
+    (letter,) = [line for line in err.splitlines() if line.startswith("error: Optimizer step 2 ")]
+    assert letter.count("@tiny/weak#0") == len(poisoned) > 0 and all(repr(name) in letter for name in poisoned)
+    assert "Traceback" not in err

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from w2sr.chat import Chat
 from w2sr.datamodules import TraceDataModule
 from w2sr.datamodules.steps import StepDataset
+from w2sr.modules.sharded_checkpoints import read_tensors
 from w2sr.traces import read_traces
 
 FitConfig = Callable[..., Path]
@@ -105,9 +106,9 @@ def test_two_processes_end_with_the_weights_of_one(two_and_one: tuple[Path, Path
     torch.testing.assert_close(two, one, atol=WEIGHT_ATOL, rtol=0)
     assert all((one[name] - before[name]).abs().max() > 100 * WEIGHT_ATOL for name in one if one[name].ndim == 2)
     checkpoint = two_and_one[0] / "checkpoints" / "last.ckpt"
-    if checkpoint.is_dir():
-        return
-    saved = torch.load(checkpoint, weights_only=True)["state_dict"]
+    assert checkpoint.is_dir() == ((two_and_one[0] / "config.yaml").read_text().count("strategy: fsdp2") == 1)
+    whole = read_tensors(checkpoint) if checkpoint.is_dir() else torch.load(checkpoint, weights_only=True)
+    saved = whole["state_dict"]
     for name, weight in two.items():
         torch.testing.assert_close(saved[f"policy.lm.{name}"], weight, atol=0, rtol=0)
 

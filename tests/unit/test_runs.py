@@ -14,6 +14,7 @@ from w2sr.modules.checkpoints import WholeCheckpointIO
 from w2sr.runs import (
     Progress,
     add_label,
+    check_checkpoint,
     mark_finished,
     mark_unfinished,
     newest_checkpoint,
@@ -74,6 +75,31 @@ def test_last_is_the_newest_file_of_that_name(folder: Path) -> None:
     assert newest_checkpoint(folder) == checkpoints / "last-v1.ckpt"
     save(checkpoints / "last.ckpt", 60, age_s=1)
     assert newest_checkpoint(folder) == checkpoints / "last.ckpt"
+
+
+def test_a_checkpoint_that_is_not_whole_is_refused_and_a_good_one_named(folder: Path) -> None:
+    checkpoints = folder / "checkpoints"
+    good = save(checkpoints / "best.ckpt", 20, age_s=9)
+    cut = save(checkpoints / "last.ckpt", 60)
+    check_checkpoint(cut)
+    content = cut.read_bytes()
+    cut.write_bytes(content[:-40])
+    offer = rf"Give another file with --ckpt_path: {good} is good, at step 20 of 125 \(epoch 3\)\."
+    with pytest.raises(ValueError, match=rf"last\.ckpt is not a whole checkpoint \(the file is cut off.*\)\. {offer}"):
+        check_checkpoint(cut)
+    with pytest.raises(ValueError, match=rf"There is no checkpoint .*other\.ckpt\. {offer}"):
+        check_checkpoint(checkpoints / "other.ckpt")
+    good.unlink()
+    with pytest.raises(ValueError, match=r"Give another file with --ckpt_path, or start anew\."):
+        check_checkpoint(cut)
+
+
+def test_a_checkpoint_of_newer_code_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as newer:
+        newer.setattr("w2sr.runs.FORMAT", 2)
+        file = save(folder / "checkpoints" / "last.ckpt", 60)
+    with pytest.raises(ValueError, match=r"written by a newer w2sr, in format 2; this one reads up to 1"):
+        WholeCheckpointIO().load_checkpoint(file)
 
 
 def test_a_run_that_is_not_finished(folder: Path) -> None:

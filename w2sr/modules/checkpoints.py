@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
+from w2sr.modules.sharded_checkpoints import as_one_process, read_rest, read_tensors
 from w2sr.policy import LoRA, Policy
-from w2sr.runs import Progress, add_label
+from w2sr.runs import Progress, add_label, check_checkpoint
 
 NUM_NAMED_DIFFERENCES = 4
 UNIMPORTANT = ("architectures", "attention_dropout", "dtype", "transformers_version", "use_cache")
@@ -54,6 +55,11 @@ class WholeCheckpointIO(TorchCheckpointIO):
             ) from error
 
     def load_checkpoint(self, path: str | Path, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """The checkpoint of a run of any number of processes, sharded or not."""
+        if Path(path).is_dir():
+            return as_one_process(read_rest(Path(path)), read_tensors(Path(path)))
+        if "://" not in str(path):
+            check_checkpoint(Path(path))
         try:
             return super().load_checkpoint(path, *args, **kwargs)
         except (RuntimeError, EOFError, pickle.UnpicklingError) as error:

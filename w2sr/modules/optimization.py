@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from w2sr.modules.ranks import on_all_ranks
+from w2sr.runs import RefusedByAll
 
 
 def build_optimizer(
@@ -61,7 +62,7 @@ def clip_gradients(parameters: Iterable[nn.Parameter], limit: float) -> Tensor:
 
 
 def require_finite(where: str, what: str, names: Iterable[str], loss: Tensor, grad_norm: Tensor, kind: str) -> None:
-    """Raises a ValueError before a step that would make the weights NaN. All ranks raise it together.
+    """Raises `RefusedByAll` before a step that would make the weights NaN.
 
     The norm is of gradients that were averaged over ranks, so it is NaN on all of them where one loss is. To read it
     waits for the device; so does the forward pass of the next step.
@@ -76,7 +77,7 @@ def require_finite(where: str, what: str, names: Iterable[str], loss: Tensor, gr
     parts = on_all_ranks((float(loss), list(names)))
     bad = [part for part in parts if not math.isfinite(part[0])] or parts
     told = ", ".join(repr(name) for name in dict.fromkeys(name for _, names in bad for name in names))
-    raise ValueError(
+    raise RefusedByAll(
         f"{where} has the loss {sum(part[0] for part in parts)} and a gradient of norm {float(grad_norm)}. Training "
         f"stops before that reaches the weights; every checkpoint written so far is good. {what} of the step: {told}. "
         f"Look at them, lower model.learning_rates.{kind}, or use a wider trainer.precision; then go on with "
