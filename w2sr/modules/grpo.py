@@ -38,6 +38,7 @@ from w2sr.modules.optimization import (
     clip_gradients,
     gradient_sync,
     require_finite,
+    seed_dropout,
     warmup_cosine,
 )
 from w2sr.modules.phases import Phases
@@ -204,6 +205,10 @@ class GRPOModule(L.LightningModule):
         self.trainer.fit_loop.setup_data()
         rounds = (self.trainer.max_epochs or -1) * int(self.trainer.num_training_batches)
         limits = [rounds * self.minibatches * self.passes, self.trainer.max_steps]
+        if max(limits) < 1:
+            raise ValueError(
+                "trainer.max_epochs=-1 and trainer.max_steps=-1 let the run go on for ever. Set one of them."
+            )
         return min(limit for limit in limits if limit > 0)
 
     def on_fit_start(self) -> None:
@@ -211,6 +216,7 @@ class GRPOModule(L.LightningModule):
         rank_zero_info(f"Packed attention on {self.device}: {policy.engine()} (attention={self.attention}).")
         positions = getattr(policy.lm.config, "max_position_embeddings", None)
         check_room(data.train_problems, self.chat, self.rollouts, positions, self.max_tokens)
+        self._seed = torch.initial_seed()
         self._reference = None
         if self.objective.kl.coefficient:
             own = self.reference is None and self.lora is not None
@@ -237,11 +243,9 @@ class GRPOModule(L.LightningModule):
         experience, advantages_NG = self._experience(collected)
         sums: dict[str, Tensor] = {}
         self._num_round_tokens = 0
+        num_groups, seed, number = len(collected.groups), self.rollouts.seed, self.policy_version
         with self.phases("train"):
-            parts, passes, seed = self.minibatches, self.passes, self.rollouts.seed
-            for members in minibatches(
-                len(collected.groups), self.group_size, parts, passes, seed, self.policy_version
-            ):
+            for members in minibatches(num_groups, self.group_size, self.minibatches, self.passes, seed, number):
                 add_sums(sums, self._update(experience, members))
         self.policy_version += 1
         with self.phases("sync"):
@@ -276,6 +280,7 @@ class GRPOModule(L.LightningModule):
         """One optimizer step on the rollouts `members`. Returns the sums of what is watched, over this rank's rows."""
         optimizer, scheduler = cast(Any, self.optimizers()), cast(Any, self.lr_schedulers())
         optimizer.zero_grad()
+        seed_dropout(self._seed, optimizer_step=self.trainer.global_step, rank=self.global_rank)
         sums: dict[str, Tensor] = {}
         weights_R, used = step_weights(
             experience, members, self.objective, self.rollouts.max_new_tokens, mask_cut_off=self.mask_cut_off
@@ -327,9 +332,11 @@ class GRPOModule(L.LightningModule):
         """Pass@1 on validation problems, by the engine that samples rollouts."""
         assert self._pass_at_k is not None, "validation problems come from validation sources"
         verifiers = cast(Any, self.trainer).datamodule.verifiers
-        self.validation_records += answer_validation(
-            batch, self.chat, self.generator, verifiers, self.sampling, self._pass_at_k
-        )
+        # in the weights' own precision, as `test` and the final table generate, whatever the trainer's autocast
+        with torch.autocast(self.device.type, enabled=False):
+            self.validation_records += answer_validation(
+                batch, self.chat, self.generator, verifiers, self.sampling, self._pass_at_k
+            )
 
     def on_validation_epoch_start(self) -> None:
         self.validation_records = []

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
@@ -59,6 +60,11 @@ def clip_gradients(parameters: Iterable[nn.Parameter], limit: float) -> Tensor:
     with_grad = [parameter for parameter in parameters if parameter.grad is not None]
     norm = nn.utils.clip_grad_norm_(with_grad, limit if limit > 0 else float("inf"))
     return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+
+def seed_dropout(seed: int, *, optimizer_step: int, rank: int) -> None:
+    """Makes the dropout of adapters a function of (seed, optimizer step, rank), so that a resumed run drops the same."""
+    torch.manual_seed(int(np.random.SeedSequence((seed, optimizer_step, rank)).generate_state(1)[0]))
 
 
 def require_finite(where: str, what: str, names: Iterable[str], loss: Tensor, grad_norm: Tensor, kind: str) -> None:

@@ -43,10 +43,13 @@ class RowMaker:
         counts = np.array([len(rollout.completion.token_ids) for rollout in rollouts])
         nothing_R = np.zeros(len(rollouts))
         values: dict[int, np.ndarray] = {}
+        was_training = policy.training
+        policy.eval()
         for members in self._dealt(rollouts):
             row = self._on_device(policy_row(Experience(rollouts, nothing_R), nothing_R, members))
             logprobs_T = policy(row.packed, self.temperature)
             values.update(zip(members.tolist(), rollout_values(logprobs_T, row, counts[members]), strict=True))
+        policy.train(was_training)
         everything = {place: value for part in on_all_ranks(values, self.ranks) for place, value in part.items()}
         return [everything[place] for place in range(len(rollouts))]
 

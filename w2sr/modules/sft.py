@@ -30,6 +30,7 @@ from w2sr.modules.optimization import (
     clip_gradients,
     gradient_sync,
     require_finite,
+    seed_dropout,
     warmup_cosine,
 )
 from w2sr.modules.students import place_policy
@@ -137,6 +138,7 @@ class SFTModule(L.LightningModule):
         )
 
     def on_fit_start(self) -> None:
+        self._seed = torch.initial_seed()
         rank_zero_info(f"Packed attention on {self.device}: {self._loaded().engine()} (attention={self.attention}).")
 
     def configure_optimizers(self) -> Any:
@@ -150,6 +152,7 @@ class SFTModule(L.LightningModule):
         optimizer, scheduler = cast(Any, self.optimizers()), cast(Any, self.lr_schedulers())
         policy = self._loaded()
         optimizer.zero_grad()
+        seed_dropout(self._seed, optimizer_step=self.trainer.global_step, rank=self.global_rank)
         loss = torch.zeros((), device=self.device, dtype=torch.float32)  # under bf16-true the default is bfloat16
         for index, row in enumerate(step.rows):
             with gradient_sync(cast(Any, self.trainer.strategy.model), last=index == len(step.rows) - 1):
