@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from w2sr.modules.optimization import build_optimizer, gradient_sync, lr_factor, warmup_cosine
+from w2sr.modules.optimization import build_optimizer, gradient_sync, lr_factor, seed_dropout, warmup_cosine
 
 
 def small_model() -> nn.Module:
@@ -102,3 +102,14 @@ def test_only_the_last_micro_step_exchanges_gradients(monkeypatch: pytest.Monkey
 def test_a_plain_model_needs_no_exchange() -> None:
     with gradient_sync(small_model(), last=False):
         pass
+
+
+def test_dropout_is_a_function_of_seed_step_and_rank() -> None:
+    def dropped(seed: int, step: int, rank: int) -> list[bool]:
+        seed_dropout(seed, optimizer_step=step, rank=rank)
+        return (nn.functional.dropout(torch.ones(64), 0.5) == 0).tolist()
+
+    once = dropped(3, 7, 1)
+    torch.rand(5)
+    assert dropped(3, 7, 1) == once
+    assert all(dropped(*other) != once for other in ((4, 7, 1), (3, 8, 1), (3, 7, 0), (7, 3, 1)))

@@ -206,9 +206,7 @@ class GRPOModule(L.LightningModule):
         rounds = (self.trainer.max_epochs or -1) * int(self.trainer.num_training_batches)
         limits = [rounds * self.minibatches * self.passes, self.trainer.max_steps]
         if max(limits) < 1:
-            raise ValueError(
-                "trainer.max_epochs=-1 and trainer.max_steps=-1 let the run go on for ever. Set one of them."
-            )
+            raise ValueError("trainer.max_epochs=-1 and trainer.max_steps=-1 give the run no end. Set one of them.")
         return min(limit for limit in limits if limit > 0)
 
     def on_fit_start(self) -> None:

@@ -63,7 +63,7 @@ def clip_gradients(parameters: Iterable[nn.Parameter], limit: float) -> Tensor:
 
 
 def seed_dropout(seed: int, *, optimizer_step: int, rank: int) -> None:
-    """Makes the dropout of adapters a function of (seed, optimizer step, rank), so that a resumed run drops the same."""
+    """Makes the dropout of adapters a function of (seed, optimizer step, rank), so a resumed run drops the same."""
     torch.manual_seed(int(np.random.SeedSequence((seed, optimizer_step, rank)).generate_state(1)[0]))
 
 
