@@ -237,7 +237,8 @@ class Policy(nn.Module):
     def save_untied(self, folder: str | Path) -> None:
         """Writes configuration and safetensors as `save` does, the output embedding always apart from the input's.
 
-        For engines that load weights again while they run, and may keep an old copy of one of two tied embeddings.
+        For engines that load weights again while they run, and may keep an old copy of one of two tied embeddings. The
+        policy must be whole.
         """
         state = self._merged_state()
         (name,) = [f"{name}.weight" for name, m in self.lm.named_modules() if m is self.lm.get_output_embeddings()]
