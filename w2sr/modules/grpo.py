@@ -12,6 +12,7 @@ Legend: N groups of a round, G rollouts of a group, R = N·G, T packed tokens.
 from __future__ import annotations
 
 from contextlib import ExitStack
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -134,45 +135,36 @@ class GRPOModule(L.LightningModule):
         super().__init__()
         self.automatic_optimization = False
         self.student, self.teacher = student, teacher
-        self.template, self.stop_token = template, stop_token
-        self.dtype_name, self.attention, self.trust_remote_code = dtype, attention, trust_remote_code
+        self.template, self.stop_token, self.trust_remote_code = template, stop_token, trust_remote_code
+        self.dtype_name, self.attention = dtype, attention
         self.gradient_checkpointing, self.lora = gradient_checkpointing, lora
         self.optimizer, self.warmup_frac, self.min_lr_frac = optimizer, warmup_frac, min_lr_frac
-        self.clip_norm = clip_norm
-        self.learning_rate = (learning_rates or {}).get("grpo", 1e-6)
-        self.engine, self.sampling, self.num_slots = engine, sampling, num_slots
+        self.clip_norm, self.learning_rate = clip_norm, (learning_rates or {}).get("grpo", 1e-6)
+        self.engine, self.max_staleness = engine, max_staleness
+        self.sampling, self.num_slots = sampling, num_slots
         self.rollouts = rollouts or Sampling(1.0, 1.0, sampling.max_new_tokens, sampling.seed)
         self.group_size, self.mask_cut_off, self.dynamic_sampling = group_size, mask_cut_off, dynamic_sampling
         self.rewards = rewards or {"correct": RewardTerm(Correct())}
         self.advantage, self.objective = advantage, objective
         self.minibatches, self.passes, self.max_tokens = minibatches, passes, max_tokens
-        self.max_staleness = max_staleness
-        self.reference, self.offload_reference = reference, offload_reference
-        self.dead_rounds = DeadRounds(dead_rounds)
-        advantage.check(group_size)
-        check_sampling(self.rollouts)
+        self.reference, self.offload_reference, self.dead_rounds = reference, offload_reference, DeadRounds(dead_rounds)
         check_positive(group_size=group_size, minibatches=minibatches, passes=passes, max_tokens=max_tokens)
+        check_sampling(self.rollouts)
+        advantage.check(group_size)
         self.policy: Policy | None = None
-        self.policy_version = 0
-        self.num_trained_tokens = self.num_generated_tokens = 0
+        self.policy_version = self.num_trained_tokens = self.num_generated_tokens = 0
         self.phases = Phases()
         self.last_collected: Collected | None = None
         self.validation_records: list[EvalRecord] = []
         self._pass_at_k: PassAtK | None = None
-        self._chat: Chat | None = None
         self._open = ExitStack()
 
-    @property
+    @cached_property
     def chat(self) -> Chat:
         """The student's tokenizer, template and stop token."""
-        if self._chat is None:
-            self._chat = Chat.load(
-                self.student,
-                template=self.template,
-                stop_token=self.stop_token,
-                trust_remote_code=self.trust_remote_code,
-            )
-        return self._chat
+        return Chat.load(
+            self.student, template=self.template, stop_token=self.stop_token, trust_remote_code=self.trust_remote_code
+        )
 
     def setup(self, stage: str) -> None:
         write_whole_checkpoints(self.trainer.strategy)
@@ -228,6 +220,9 @@ class GRPOModule(L.LightningModule):
         self.rows = RowMaker(self.trainer, self.rollouts.temperature, self.max_tokens, self.ranks)
         self.generator: PolicyGenerator = self._open.enter_context(self.engine.follow(policy, self.chat, self.device))
 
+    def on_sanity_check_start(self) -> None:
+        self.generator.update(self.policy_version)
+
     def on_train_start(self) -> None:
         """By now a checkpoint's weights are in the policy."""
         self.generator.update(self.policy_version)
@@ -253,9 +248,11 @@ class GRPOModule(L.LightningModule):
     def _collect(self) -> Collected:
         """Groups of this round's problems with their rewards."""
         data = cast(Any, self.trainer).datamodule
-        collected = self.collector.collect(
-            data.train_problems, data.stream, self.generator, data.step_problems, self.policy_version
-        )
+        # in the weights' own precision, whatever the trainer's autocast
+        with torch.autocast(self.device.type, enabled=False):
+            collected = self.collector.collect(
+                data.train_problems, data.stream, self.generator, data.step_problems, self.policy_version
+            )
         self.generator.rest()
         self.num_generated_tokens += collected.num_tokens
         self.last_collected = collected
@@ -296,6 +293,7 @@ class GRPOModule(L.LightningModule):
         require_finite(f"Round {self.policy_version}", "Problems", names, sums["loss"], grad_norm, "grpo")
         self._rate = optimizer.param_groups[0]["lr"]
         optimizer.step()
+        torch.clear_autocast_cache()  # else the next step of this round reads the weights as they were
         scheduler.step()
         self._num_round_tokens += num_tokens(experience.rollouts[member] for member in used)
         return {**sums, "grad_norm": grad_norm / self.trainer.world_size}
