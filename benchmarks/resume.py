@@ -16,6 +16,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -88,15 +89,17 @@ def config(folder: Path, setting: Setting, num_traces: int) -> Path:
     return file
 
 
-def run(file: Path, words: list[str], stop: Stop | None = None) -> int:
-    """`fit` in a process of its own, forked so that nothing is imported again. Its exit status, negative for a signal."""
+def run(file: Path, words: list[str], prepare: Callable[[], None] = lambda: None) -> int:
+    """`fit` in a process of its own, forked so that nothing is imported again. Its exit status, negative for a signal.
+
+    `prepare` is called in that process first.
+    """
     child = os.fork()
     if child == 0:
         os.setsid()
         signal.signal(signal.SIGINT, signal.default_int_handler)
         record(file.with_suffix(".lines"))
-        if stop is not None:
-            press(stop)
+        prepare()
         with file.with_suffix(".log").open("a") as log, redirect_stdout(log), redirect_stderr(log):
             os.dup2(log.fileno(), 1)
             os.dup2(log.fileno(), 2)
@@ -166,7 +169,7 @@ def measure(folder: Path, setting: Setting, num_traces: int, rng: random.Random)
     for number, stop in enumerate(stops(len(expected), rng)):
         stopped = folder / f"{whole.name}-stop-{number}"
         file = config(stopped, setting, num_traces)
-        code = run(file, [], stop)
+        code = run(file, [], partial(press, stop))
         assert code == (130 if stop.signal is signal.SIGINT else -signal.SIGKILL), file.with_suffix(".log").read_text()
         last = newest_checkpoint(stopped)
         label = read_label(last) if last is not None else None

@@ -276,13 +276,14 @@ def test_the_job_array_runs_every_shard_once(tmp_path: Path) -> None:
     """The script's own command line, with a `srun` and a `python` that only say what they were given."""
     script = REPOSITORY / "slurm" / "distill.sbatch"
     subprocess.run(["bash", "-n", str(script)], check=True)
-    for name, text in {"srun": 'exec "$@"', "python": 'printf "%s\\n" "$@"'}.items():
+    for name, text in {"srun": 'shift; exec "$@"', "python": 'printf "%s\\n" "$@"'}.items():
         (tmp_path / name).write_text(f"#!/bin/bash\n{text}\n")
         (tmp_path / name).chmod(0o755)
     (first, last) = re.findall(r"^#SBATCH --array=(\d+)-(\d+)$", script.read_text(), re.MULTILINE)[0]
     shards = []
     for number in range(int(first), int(last) + 1):
-        environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "SLURM_ARRAY_TASK_ID": str(number)}
+        job = {"SLURM_ARRAY_TASK_ID": str(number), "SLURM_JOB_NUM_NODES": "1", "SLURM_NTASKS_PER_NODE": "1"}
+        environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", **job}
         done = subprocess.run(
             ["bash", str(script), "--config", "a b.yaml"], env=environment, capture_output=True, text=True, check=True
         )

@@ -111,7 +111,7 @@ class StopOnSignal(L.Callback):
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         self._may_leave_now = False
-        if isinstance(exception, Stopped):
+        if isinstance(exception, Stopped) and self._before:  # in training: else there is no state worth saving
             if trainer.validating:
                 _begin_validation_anew(trainer)
             file = self._save(trainer)

@@ -1,0 +1,163 @@
+"""The arithmetic of w2sr.scaling against models: parameters and states exactly, activations within a stated factor."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
+
+from w2sr.flops import training_flops
+from w2sr.packing import pack_row
+from w2sr.policy import new_policy
+from w2sr.scaling import (
+    GIB,
+    H100,
+    QWEN2_5,
+    Plan,
+    Shape,
+    activation_bytes,
+    memory,
+    step_flops,
+    step_time,
+    table,
+)
+from w2sr.types import IGNORE_INDEX, Segment
+
+ACTIVATION_FACTOR = 1.25
+"""What one row leaves on the CPU, where attention copies its inputs into a grid, beside the count of a fused kernel."""
+REAL = {"0.5B": 494_032_768, "1.5B": 1_543_714_304, "7B": 7_615_616_512, "14B": 14_770_033_664, "32B": 32_763_876_352}
+"""Weights in the files of Qwen2.5 on the hub."""
+SMALL = {
+    "vocab_size": 500,
+    "hidden_size": 64,
+    "intermediate_size": 160,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+}
+
+
+def to_config(shape: Shape) -> Qwen2Config:
+    return Qwen2Config(
+        vocab_size=shape.vocabulary,
+        hidden_size=shape.hidden,
+        intermediate_size=shape.intermediate,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.kv_heads,
+        tie_word_embeddings=shape.tied,
+    )
+
+
+@pytest.mark.parametrize("name", QWEN2_5)
+def test_parameters_of_the_papers_models(name: str) -> None:
+    shape, config = QWEN2_5[name], to_config(QWEN2_5[name])
+    assert shape.num_parameters == REAL[name]
+    assert Shape.of(config.to_dict()) == shape
+    with torch.device("meta"):
+        lm = AutoModelForCausalLM.from_config(config)
+    assert sum(parameter.numel() for parameter in lm.parameters()) == REAL[name]
+
+
+@pytest.mark.parametrize("config", [Qwen2Config(**SMALL), LlamaConfig(**SMALL, tie_word_embeddings=True)])
+def test_weights_gradients_and_optimizer_of_a_real_step(config: Any) -> None:
+    policy = new_policy(config)
+    optimizer = torch.optim.AdamW(policy.parameters())
+    policy(row(30), reduction="sum").backward()
+    optimizer.step()
+    parts = memory(Shape.of(config.to_dict()), Plan(1, sharded=False, precision="32-true"))
+    weights = list(policy.parameters())
+    moments = [state[name] for state in optimizer.state.values() for name in ("exp_avg", "exp_avg_sq")]
+    assert num_bytes(weights) == parts.weights
+    assert num_bytes([weight.grad for weight in weights if weight.grad is not None]) == parts.gradients
+    assert num_bytes(moments) == parts.optimizer
+
+
+def num_bytes(tensors: list[torch.Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def row(num_tokens: int) -> Any:
+    ids = np.arange(num_tokens) % 500
+    return pack_row([Segment("a", ids, np.append(ids[1:], IGNORE_INDEX))])
+
+
+@pytest.mark.parametrize("checkpointing", ["none", "full"])
+def test_activations_of_a_real_forward_pass(checkpointing: Any) -> None:
+    """Every storage that autograd keeps, once, without weights. The loss keeps its gradient out of autograd's sight."""
+    config, num_tokens = Qwen2Config(**SMALL), 256
+    policy = new_policy(config)
+    if checkpointing == "full":
+        policy.lm.gradient_checkpointing_enable({"use_reentrant": False})
+    weights = {parameter.untyped_storage().data_ptr() for parameter in policy.parameters()}
+    kept: dict[int, int] = {}
+    held: list[torch.Tensor] = []
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        held.append(tensor)  # so that no later storage gets its address
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    batch = row(num_tokens)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        policy(batch, reduction="sum")
+    shape = Shape.of(config.to_dict())
+    expected = num_tokens * (activation_bytes(shape, checkpointing, compute_bytes=4) - 4 * shape.hidden)
+    if checkpointing == "full":  # the block that is whole while it is made anew does not exist yet
+        once = num_tokens * (activation_bytes(shape, "none", 4) - activation_bytes(shape._replace(layers=2), "none", 4))
+        expected -= once
+    assert expected / ACTIVATION_FACTOR < sum(kept.values()) < expected * ACTIVATION_FACTOR
+
+
+def test_operations_are_those_of_flops() -> None:
+    config = Qwen2Config(**SMALL)
+    lm = new_policy(config).lm
+    plan = Plan(1, sharded=False, step_tokens=600, segment_tokens=100)
+    assert step_flops(Shape.of(config.to_dict()), plan) == training_flops(lm, [100] * 6, 600)
+
+
+def test_sharding_divides_and_costs() -> None:
+    shape = QWEN2_5["7B"]
+    one, eight = (memory(shape, Plan(n, sharded=n > 1)) for n in (1, 8))
+    assert one.weights == 2 * REAL["7B"] and eight.optimizer == one.optimizer / 8
+    assert one.gathered == 0 < eight.gathered < one.weights
+    # 64 rows of 4,096 tokens are 8 a GPU, each with two gathers in 2 bytes and a scatter in 4; 7/8 of it through a GPU
+    seconds = step_time(shape, Plan(8, sharded=True))
+    assert seconds.communication_s == pytest.approx(8 * 8 * REAL["7B"] * 7 / 8 / H100.node_bandwidth)
+    assert step_time(shape, Plan(1, sharded=False)).communication_s == 0
+    flops = 8 * seconds.compute_s * H100.peak_flops * H100.mfu
+    assert flops == pytest.approx(6 * 128 * 2048 * REAL["7B"], rel=0.1), "about 6 a weight and token"
+
+
+def test_full_checkpointing_costs_a_third_and_saves_memory() -> None:
+    shape = QWEN2_5["14B"]
+    none, selective, full = (activation_bytes(shape, kind, 2) for kind in ("none", "selective", "full"))
+    assert none > 1.5 * selective > 3 * full
+    plain, again = (step_time(shape, Plan(8, True, checkpointing=kind)).compute_s for kind in ("none", "full"))
+    assert 1.25 < again / plain < 4 / 3
+
+
+def test_the_memory_of_16_bytes_a_weight() -> None:
+    """ZeRO's count for mixed precision with AdamW: 4 + 4 + 8 bytes with float32 weights."""
+    parts = memory(QWEN2_5["7B"], Plan(1, sharded=False, precision="bf16-mixed"))
+    assert (parts.weights + parts.gradients + parts.optimizer) / REAL["7B"] == 16
+    assert 16 * REAL["7B"] / GIB == pytest.approx(113.5, abs=0.05)
+
+
+def test_the_page_shows_this_table() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "scaling.md").read_text()
+    assert table() in page
+    assert re.findall(r"python -m w2sr\.scaling", page)
+
+
+def test_another_kind_of_model_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"qwen2, llama and mistral; this one is 'mamba'"):
+        Shape.of({"model_type": "mamba"})

@@ -1,0 +1,141 @@
+"""What SLURM says of a job, and what a submission has to agree on with the trainer."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from w2sr.cli import main
+from w2sr.slurm import check_tasks, is_requeued
+from w2sr.verbs.submit import Allocation, allocate, verb_of
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+SCRIPTS = sorted((REPOSITORY / "slurm").glob("*.sbatch"))
+STEP = {"SLURM_JOB_ID": "71", "SLURM_STEP_ID": "0"}
+
+
+def test_tasks_that_fit() -> None:
+    check_tasks(2, 4, {**STEP, "SLURM_NTASKS": "8", "SLURM_NNODES": "2", "SLURM_NTASKS_PER_NODE": "4"})
+    check_tasks(1, 1, {**STEP, "SLURM_NTASKS": "1"})
+
+
+@pytest.mark.parametrize(
+    ("num_nodes", "devices", "environ", "letter"),
+    [
+        (
+            1,
+            4,
+            {"SLURM_NTASKS": "8", "SLURM_NNODES": "2", "SLURM_NTASKS_PER_NODE": "4"},
+            "SLURM started 8 tasks on 2 nodes, but trainer.num_nodes=1 and trainer.devices=4 make 4. Every device "
+            "wants a task: set --trainer.num_nodes=2 --trainer.devices=4, or submit with --nodes=1 --ntasks-per-node=4.",
+        ),
+        (2, 4, {"SLURM_NTASKS": "7", "SLURM_NNODES": "2"}, "task: submit with --nodes=2 --ntasks-per-node=4."),
+        (1, 2, {"SLURM_NTASKS": "2"}, "submitted with --ntasks=2, which does not say how they are dealt out"),
+        (1, 2, {"SLURM_NTASKS": "2", "SLURM_STEP_ID": None}, "not started by srun: it would wait for 1 others"),
+    ],
+)
+def test_tasks_that_do_not_fit(num_nodes: int, devices: int, environ: dict[str, Any], letter: str) -> None:
+    given = {name: value for name, value in {**STEP, **environ}.items() if value is not None}
+    with pytest.raises(ValueError, match=re.escape(letter)):
+        check_tasks(num_nodes, devices, given)
+
+
+def test_devices_that_are_not_tasks_are_refused_before_the_trainer_is_built(
+    tmp_path: Path, fit_config: Any, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in {**STEP, "SLURM_NTASKS": "2", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit) as end:
+        main(["fit", "--config", str(fit_config(tmp_path / "run"))])
+    assert end.value.code == 2
+    assert "SLURM started 2 tasks on 1 nodes, but trainer.num_nodes=1 and trainer.devices=1" in capfd.readouterr().err
+
+
+def test_a_job_that_has_run_before() -> None:
+    assert [is_requeued(environ) for environ in ({}, {"SLURM_RESTART_COUNT": "0"}, {"SLURM_RESTART_COUNT": "2"})] == [
+        False,
+        False,
+        True,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("trainer", "asked", "expected"),
+    [
+        ({"devices": "auto"}, {"num_nodes": 2, "gpus": 8}, Allocation(2, 8, True)),
+        ({"devices": 4, "num_nodes": 3}, {}, Allocation(3, 4, True)),
+        ({"devices": [0, 1], "num_nodes": 1}, {"num_nodes": 2}, Allocation(2, 2, True)),
+        ({"devices": "auto", "accelerator": "cpu"}, {"tasks": 2}, Allocation(1, 2, False)),
+        ({"devices": 1, "accelerator": "cpu"}, {}, Allocation(1, 1, False)),
+    ],
+)
+def test_one_number_follows_from_the_other(trainer: Any, asked: Any, expected: Allocation) -> None:
+    assert allocate(trainer, **{"num_nodes": None, "gpus": None, **asked}) == expected
+
+
+@pytest.mark.parametrize(
+    ("trainer", "asked", "letter"),
+    [
+        ({"devices": 4}, {"gpus": 8}, "--gpus=8 are 8 tasks on a node, but trainer.devices=4."),
+        ({"devices": 8, "num_nodes": 4}, {"num_nodes": 2}, "--nodes=2, but trainer.num_nodes=4."),
+        ({"devices": "auto"}, {}, "trainer.devices=auto leaves the number open: add --gpus=NUMBER_ON_A_NODE."),
+        ({"devices": "auto", "accelerator": "cpu"}, {"gpus": 2}, "--gpus=2, but trainer.accelerator=cpu."),
+        ({"devices": "auto", "accelerator": "gpu"}, {"tasks": 2}, "--tasks=2 are tasks on CPUs, but"),
+        ({"devices": "auto"}, {"gpus": 2, "tasks": 2}, "--gpus=2 and --tasks=2 are both numbers of tasks on a node."),
+    ],
+)
+def test_two_numbers_that_differ_are_refused(trainer: Any, asked: Any, letter: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(letter)):
+        allocate(trainer, **{"num_nodes": None, "gpus": None, **asked})
+
+
+def test_a_dry_run_prints_the_script_and_what_it_needs(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["submit", str(REPOSITORY / "slurm/sft.sbatch"), "--nodes=2", "--gpus=8", "--time=30", "--dry-run", "--"]
+    overlays = [f"--config={REPOSITORY}/configs/{name}.yaml" for name in ("w2sr_p", "model/qwen2.5-0.5b")]
+    main([*words, *overlays, "--trainer.devices=auto", "--model.init_args.student=w2sr/miniature/student"])
+    printed = capsys.readouterr().out
+    command, *script = printed.splitlines()
+    assert command.startswith("# sbatch --nodes=2 --ntasks-per-node=8 --gpus-per-node=8 --time=30 ")
+    assert command.endswith("--trainer.devices=auto --model.init_args.student=w2sr/miniature/student")
+    assert script[0] == "#!/bin/bash" and script[-1].startswith("# No estimate of "), "its type is not known to it"
+
+
+def test_what_the_configuration_refuses_is_refused_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["submit", str(REPOSITORY / "slurm/sft.sbatch"), "--gpus=1", "--", "--trainer.max_step=3"])
+    assert "max_step" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
+def test_every_script_gives_the_trainer_the_allocations_numbers(script: Path, tmp_path: Path) -> None:
+    """With a `srun` that runs its words and a `python` that prints them: first as a new job, then as a requeued one."""
+    assert len(SCRIPTS) == 4
+    for name, text in {
+        "srun": 'while [[ $1 == -* ]]; do shift; done; exec "$@"',
+        "python": 'printf "%s\\n" "$@"',
+    }.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    job = {"SLURM_JOB_ID": "71", "SLURM_ARRAY_TASK_ID": "3", "SLURM_JOB_NUM_NODES": "2", "SLURM_NTASKS_PER_NODE": "4"}
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", **job}
+
+    def words(*given: str, **more: str) -> list[str]:
+        done = subprocess.run(
+            ["bash", str(script), *given], env={**environment, **more}, capture_output=True, text=True, check=True
+        )
+        return done.stdout.splitlines()
+
+    verb = verb_of(script.read_text(), script)
+    new = words("--config=a b.yaml")
+    assert new[:3] == ["lightning_cli.py", verb, "--config=a b.yaml"]
+    assert new[-2:] == ["--trainer.num_nodes=2", "--trainer.devices=4"] and "--ckpt_path=last" not in new
+    assert ("--ckpt_path=last" in words(SLURM_RESTART_COUNT="1")) == (verb == "fit")
+    if verb != "predict":
+        assert f"--trainer.default_root_dir=runs/{script.stem}/71" in new
+        given = words("--trainer.default_root_dir=runs/mine")
+        assert [word for word in given if "default_root_dir" in word] == ["--trainer.default_root_dir=runs/mine"]
+    assert "#SBATCH --requeue\n" in script.read_text() and "#SBATCH --signal=USR1@" in script.read_text()

@@ -1,0 +1,176 @@
+"""`submit SCRIPT --nodes N --gpus G -- ...`: a script of `slurm/`, if its allocation fits the configuration."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, get_args
+
+import yaml
+from transformers import AutoConfig
+
+from w2sr.locations import locate_model
+from w2sr.scaling import H100, HEADER, Plan, Precision, Shape, estimate
+
+TRACE_TOKENS = 2048
+"""What the estimate takes for the length of a trace: that of the data is not known before it is read."""
+ALL = ("auto", "-1", -1)
+"""What `trainer.devices` says where it takes what is there."""
+
+
+class Allocation(NamedTuple):
+    """What the job asks for: nodes, tasks on each of them, and whether a task has a GPU. A task is a device."""
+
+    num_nodes: int
+    tasks_per_node: int
+    on_gpus: bool
+
+    def options(self) -> list[str]:
+        """The options of `sbatch`."""
+        gpus = self.tasks_per_node if self.on_gpus else 0
+        named = {"nodes": self.num_nodes, "ntasks-per-node": self.tasks_per_node, "gpus-per-node": gpus}
+        return [f"--{name}={number}" for name, number in named.items()]
+
+
+def main(argv: Sequence[str]) -> None:
+    """`submit SCRIPT --nodes N --gpus G -- ...`: a script of `slurm/`, if its allocation fits the configuration."""
+    parser = argparse.ArgumentParser(
+        prog="submit",
+        usage="submit SCRIPT [--nodes N] [--gpus G] [--tasks T] [--dry-run] [options of sbatch] -- --config FILE ...",
+        description="Submits a script of slurm/. What is after -- are the words of fit, test or predict.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("script", type=Path)
+    parser.add_argument("--nodes", type=int, help="trainer.num_nodes without it")
+    parser.add_argument("--gpus", type=int, help="of each node, a task each; trainer.devices without it")
+    parser.add_argument("--tasks", type=int, help="of each node, on CPUs: instead of --gpus")
+    parser.add_argument("--dry-run", action="store_true", help="print the script and what it would need")
+    ours, after = (list(argv), []) if "--" not in argv else _split(argv)
+    args, options = parser.parse_known_args(ours)
+    if not args.script.is_file():
+        raise ValueError(f"There is no script {args.script}. Those of this repository: slurm/*.sbatch.")
+
+    script = args.script.read_text()
+    verb = verb_of(script, args.script)
+    config = configuration(verb, after)
+    allocation = allocate(config["trainer"], args.nodes, args.gpus, args.tasks)
+    command = ["sbatch", *allocation.options(), *options, str(args.script), *after]
+    if args.dry_run:
+        print(f"# {shlex.join(command)}\n{script}\n# {needs(config, allocation)}")
+        return
+    done = subprocess.run(command)
+    if done.returncode:
+        raise ValueError(f"sbatch refuses the job (exit status {done.returncode}): {shlex.join(command)}")
+
+
+def _split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    at = list(argv).index("--")
+    return list(argv[:at]), list(argv[at + 1 :])
+
+
+def verb_of(script: str, name: Path) -> str:
+    """What a script runs: fit, test or predict.
+
+    Raises:
+        ValueError: it runs none of them.
+    """
+    found = re.search(r"lightning_cli\.py (fit|test|predict)\b", script)
+    if found is None:
+        raise ValueError(f"{name} does not run lightning_cli.py with fit, test or predict: it cannot be checked.")
+    return found[1]
+
+
+def configuration(verb: str, words: Sequence[str]) -> dict[str, Any]:
+    """The whole configuration that the job will read, by the program that reads it. What it refuses is refused here."""
+    program = [sys.executable, "-c", "from w2sr.cli import main; main()", verb]
+    done = subprocess.run([*program, *words, "--print_config"], capture_output=True, text=True)
+    if done.returncode:
+        raise ValueError(done.stderr.rpartition("error: ")[2].strip())
+    config: dict[str, Any] = yaml.safe_load(done.stdout)
+    return config
+
+
+def allocate(
+    trainer: Mapping[str, Any], num_nodes: int | None, gpus: int | None, tasks: int | None = None
+) -> Allocation:
+    """What to ask for, so that every device of the trainer is a task.
+
+    Args:
+        trainer: the configuration's `trainer`.
+        num_nodes, gpus, tasks: as asked for; None for as many as the configuration says. The scripts give the trainer
+            the numbers of the allocation, so what the configuration leaves open (one node, `devices: auto`) is free.
+
+    Raises:
+        ValueError: both say a number, and they differ; or neither does.
+    """
+    if gpus and tasks:
+        raise ValueError(f"--gpus={gpus} and --tasks={tasks} are both numbers of tasks on a node. Leave one out.")
+    on_cpus = trainer.get("accelerator") == "cpu"
+    if gpus and on_cpus:
+        raise ValueError(
+            f"--gpus={gpus}, but trainer.accelerator=cpu. Add --config configs/trainer/gpu.yaml (or ddp.yaml, "
+            f"fsdp2.yaml), or ask for --tasks={gpus}."
+        )
+    if tasks and trainer.get("accelerator") in ("gpu", "cuda"):
+        raise ValueError(
+            f"--tasks={tasks} are tasks on CPUs, but trainer.accelerator={trainer['accelerator']}. "
+            f"Ask for --gpus={tasks}."
+        )
+    asked, option = (tasks, "--tasks") if tasks or on_cpus else (gpus, "--gpus")
+    set_devices, set_nodes = _count(trainer.get("devices", "auto")), int(trainer.get("num_nodes") or 1)
+    if asked is None and set_devices is None:
+        raise ValueError(f"trainer.devices={trainer['devices']} leaves the number open: add {option}=NUMBER_ON_A_NODE.")
+    if asked is not None and set_devices not in (None, asked):
+        raise ValueError(
+            f"{option}={asked} are {asked} tasks on a node, but trainer.devices={set_devices}. Every device wants a "
+            f"task: leave {option} out, or set --trainer.devices={asked} (ddp.yaml and fsdp2.yaml of configs/trainer/ "
+            "take all there are)."
+        )
+    if num_nodes is not None and set_nodes not in (1, num_nodes):
+        raise ValueError(
+            f"--nodes={num_nodes}, but trainer.num_nodes={set_nodes}. Leave --nodes out, or set "
+            f"--trainer.num_nodes={num_nodes}."
+        )
+    return Allocation(num_nodes or set_nodes, asked or set_devices or 1, on_gpus=option == "--gpus")
+
+
+def needs(config: Mapping[str, Any], allocation: Allocation) -> str:
+    """One line: what the job's training asks of memory and time by `w2sr.scaling`, or why that is not known."""
+    model, data, trainer = config["model"]["init_args"], config["data"]["init_args"], config["trainer"]
+    if "gradient_checkpointing" not in model:
+        return "No estimate: this job does not train."
+    student = locate_model(model["student"])
+    try:
+        shape = Shape.of(AutoConfig.from_pretrained(student).to_dict())
+    except (OSError, ValueError) as error:
+        return f"No estimate of {student}: {str(error).splitlines()[0]}"
+    strategy, precision = trainer.get("strategy"), trainer.get("precision")
+    segment = min(TRACE_TOKENS, data.get("max_tokens") or TRACE_TOKENS)
+    plan = Plan(
+        num_gpus=allocation.num_nodes * allocation.tasks_per_node,
+        sharded=strategy == "fsdp2",
+        precision=precision if precision in get_args(Precision) else "32-true",
+        checkpointing="full" if model["gradient_checkpointing"] else "none",
+        row_tokens=data.get("max_tokens") or Plan._field_defaults["row_tokens"],
+        step_tokens=data.get("step_tokens") or (data.get("step_sequences") or 128) * segment,
+        segment_tokens=segment,
+    )
+    said = dict(zip(HEADER, estimate(Path(student).name, shape, plan), strict=True))
+    lora = "; all weights trained, without adapters" if model.get("lora") else ""
+    return (
+        f"Estimate, not measured (docs/scaling.md), on {H100.name}, traces of {segment:,} tokens{lora}: "
+        + ", ".join(f"{name} {value}" for name, value in said.items())
+        + "."
+    )
+
+
+def _count(devices: Any) -> int | None:
+    """The number of devices that `trainer.devices` names; None where it takes what is there."""
+    if isinstance(devices, list):
+        return len(devices)
+    return None if devices in ALL else int(devices)
