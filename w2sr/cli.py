@@ -6,6 +6,7 @@ import argparse
 import importlib
 import logging
 import os
+import re
 import signal
 import socket
 import sys
@@ -189,16 +190,30 @@ def main(argv: Sequence[str] | None = None) -> None:
         # whoever read our output wanted no more (`| head`): the end that a shell expects, without a second complaint
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + signal.SIGPIPE)
-    except (ValueError, OSError, MisconfigurationException) as error:
-        if os.environ.get("W2SR_TRACEBACK"):
+    except (ValueError, OSError, MisconfigurationException, RuntimeError) as error:
+        lost = _lost_rank(error)
+        if os.environ.get("W2SR_TRACEBACK") or (isinstance(error, RuntimeError) and not lost):
             raise
         if isinstance(error, RefusedByAll) and cast(Any, rank_zero_only).rank:
             sys.exit(0)  # the first process says it, and ends with 2
         # what a module's constructor refuses comes wrapped by the parser, as what it finds while parsing does
         wrapped = str(error).startswith("Does not validate")
         # one write, because print's two are mixed with those of another rank
-        sys.stderr.write(f"error: {config_letter(str(error)) if wrapped else error}\n")
+        sys.stderr.write(f"error: {lost or (config_letter(str(error)) if wrapped else error)}\n")
         sys.exit(2)
+
+
+def _lost_rank(error: Exception) -> str | None:
+    """What to say where another process of the run died, or gave no sign for the time of the process group."""
+    reason = str(error).splitlines()[0] if str(error) else ""
+    died = isinstance(error, torch.distributed.DistBackendError) or re.search(r"gloo.*(Connection|Timed out)", reason)
+    if not died:
+        return None
+    return (
+        f"Rank {cast(Any, rank_zero_only).rank} waits for another rank that died or hangs ({reason}). What that one "
+        "wrote last says why. Every checkpoint written so far is whole: go on with --ckpt_path last. How long ranks wait is "
+        "trainer.strategy.init_args.timeout, 30 minutes by default."
+    )
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -149,3 +150,44 @@ def test_the_ranks_had_unequal_shares(two_and_one: tuple[Path, Path]) -> None:
     ]
     assert sum(mine != other for mine, other in zip(*real, strict=True)) >= 3, real
     assert 0 in real[1], "and in one step the second rank has no trace at all"
+
+
+LOSE = """
+import os, signal
+from w2sr.cli import main
+from w2sr.modules.sft import SFTModule
+real = SFTModule.training_step
+def step(self, *given):
+    if self.trainer.global_step == 2 and self.global_rank == 1:
+        os.kill(os.getpid(), getattr(signal, os.environ["LOSE_BY"]))
+    return real(self, *given)
+SFTModule.training_step = step
+main()
+"""
+TIMEOUT_S = 10
+
+
+@pytest.mark.parametrize(("how", "reason"), [("SIGKILL", "Connection"), ("SIGSTOP", "Timed out")])
+def test_a_lost_rank_ends_the_run_in_time(how: str, reason: str, tmp_path: Path, fit_config: FitConfig) -> None:
+    """One that is killed ends the other at once; one that hangs does so after the timeout, and not after 30 minutes."""
+    (tmp_path / "lose.py").write_text(LOSE)
+    ddp = {"class_path": "lightning.pytorch.strategies.DDPStrategy", "init_args": {"timeout": f"0:00:{TIMEOUT_S}"}}
+    config = fit_config(
+        tmp_path / "run",
+        trainer__devices=2,
+        trainer__strategy=ddp,
+        trainer__callbacks=[SAVE_LAST],
+        data__max_tokens=120,
+    )
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "LOSE_BY": how}
+    command = [sys.executable, str(tmp_path / "lose.py"), "fit", "--config", str(config)]
+    with (tmp_path / "said").open("w") as said:  # a pipe would stay open as long as the process that hangs
+        process = subprocess.Popen(command, env=environment, stdout=said, stderr=said, start_new_session=True)
+    try:
+        assert process.wait(timeout=HANG_S) != 0
+    finally:
+        os.killpg(process.pid, 9)
+    letter = (tmp_path / "said").read_text()
+    assert re.search(rf"error: Rank 0 waits for another rank that died or hangs \(.*{reason}", letter), letter
+    assert "trainer.strategy.init_args.timeout" in letter and "Traceback" not in letter
+    assert torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 2

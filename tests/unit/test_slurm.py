@@ -31,7 +31,8 @@ def test_tasks_that_fit() -> None:
             4,
             {"SLURM_NTASKS": "8", "SLURM_NNODES": "2", "SLURM_NTASKS_PER_NODE": "4"},
             "SLURM started 8 tasks on 2 nodes, but trainer.num_nodes=1 and trainer.devices=4 make 4. Every device "
-            "wants a task: set --trainer.num_nodes=2 --trainer.devices=4, or submit with --nodes=1 --ntasks-per-node=4.",
+            "wants a task: set --trainer.num_nodes=2 --trainer.devices=4, or "
+            "submit with --nodes=1 --ntasks-per-node=4.",
         ),
         (2, 4, {"SLURM_NTASKS": "7", "SLURM_NNODES": "2"}, "task: submit with --nodes=2 --ntasks-per-node=4."),
         (1, 2, {"SLURM_NTASKS": "2"}, "submitted with --ntasks=2, which does not say how they are dealt out"),
