@@ -211,8 +211,8 @@ def _lost_rank(error: Exception) -> str | None:
         return None
     return (
         f"Rank {cast(Any, rank_zero_only).rank} waits for another rank that died or hangs ({reason}). What that one "
-        "wrote last says why. Every checkpoint written so far is whole: go on with --ckpt_path last. How long ranks wait is "
-        "trainer.strategy.init_args.timeout, 30 minutes by default."
+        "wrote last says why. Every checkpoint written so far is whole: go on with --ckpt_path last. How long ranks "
+        "wait is trainer.strategy.init_args.timeout, 30 minutes by default."
     )
 
 

@@ -20,7 +20,7 @@ LOGITS_CHUNK = 1 << 24
 
 
 class Shape(NamedTuple):
-    """A decoder of the Llama and Qwen2 kind: RMSNorm, rotary positions, grouped queries, SwiGLU."""
+    """A decoder of the Llama and Qwen kind: RMSNorm, rotary positions, grouped queries, SwiGLU."""
 
     layers: int
     hidden: int
@@ -31,6 +31,7 @@ class Shape(NamedTuple):
     vocabulary: int
     tied: bool
     qkv_bias: bool
+    qk_norm: bool = False
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Shape:
@@ -40,8 +41,8 @@ class Shape(NamedTuple):
             ValueError: it is of another kind.
         """
         kind = config.get("model_type")
-        if kind not in ("qwen2", "llama", "mistral"):
-            raise ValueError(f"The arithmetic knows models of type qwen2, llama and mistral; this one is {kind!r}.")
+        if kind not in ("qwen2", "qwen3", "llama", "mistral"):
+            raise ValueError(f"the arithmetic knows models of type qwen2, qwen3, llama and mistral, not {kind!r}")
         heads = config["num_attention_heads"]
         return cls(
             layers=config["num_hidden_layers"],
@@ -53,15 +54,17 @@ class Shape(NamedTuple):
             vocabulary=config["vocab_size"],
             tied=bool(config.get("tie_word_embeddings", False)),
             qkv_bias=kind == "qwen2",
+            qk_norm=kind == "qwen3",
         )
 
     @property
     def num_block(self) -> int:
-        """Weights of one block: four projections, three of the MLP, two norms."""
+        """Weights of one block: four projections, three of the MLP, two norms, and Qwen3's of queries and keys."""
         queries, keys = self.heads * self.head_dim, self.kv_heads * self.head_dim
         biases = queries + 2 * keys if self.qkv_bias else 0
         attention = self.hidden * (2 * queries + 2 * keys) + biases
-        return attention + 3 * self.hidden * self.intermediate + 2 * self.hidden
+        norms = 2 * self.hidden + (2 * self.head_dim if self.qk_norm else 0)
+        return attention + 3 * self.hidden * self.intermediate + norms
 
     @property
     def num_parameters(self) -> int:
@@ -182,7 +185,8 @@ def activation_bytes(shape: Shape, checkpointing: Checkpointing, compute_bytes: 
     """
     attention = 2 * shape.heads * shape.head_dim + 2 * shape.kv_heads * shape.head_dim
     norm = (4 + 2 * compute_bytes) * shape.hidden
-    block = 2 * norm + compute_bytes * (attention + 4 * shape.intermediate)
+    normed = (shape.heads + shape.kv_heads) * shape.head_dim if shape.qk_norm else 0
+    block = 2 * norm + (4 + compute_bytes) * normed + compute_bytes * (attention + 4 * shape.intermediate)
     ends = norm  # the last norm: its input, what it makes of it, and the loss's gradient of its output
     if checkpointing == "none":
         return shape.layers * block + ends

@@ -102,7 +102,9 @@ def test_a_dry_run_prints_the_script_and_what_it_needs(capsys: pytest.CaptureFix
     command, *script = printed.splitlines()
     assert command.startswith("# sbatch --nodes=2 --ntasks-per-node=8 --gpus-per-node=8 --time=30 ")
     assert command.endswith("--trainer.devices=auto --model.init_args.student=w2sr/miniature/student")
-    assert script[0] == "#!/bin/bash" and script[-1].startswith("# No estimate of "), "its type is not known to it"
+    assert script[0] == "#!/bin/bash"
+    assert script[-1].startswith("# Estimate, not measured (docs/scaling.md), on H100 SXM 80 GB")
+    assert "model student, GPUs 16, strategy ddp, precision 32-true, checkpointing none" in script[-1]
 
 
 def test_what_the_configuration_refuses_is_refused_at_once(capsys: pytest.CaptureFixture[str]) -> None:
