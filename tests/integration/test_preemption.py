@@ -18,11 +18,13 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 from w2sr.cli import main
 from w2sr.modules.sft import SFTModule
 from w2sr.runs import read_label
+from w2sr.traces import TraceWriter, read_store
 
 FitConfig = Callable[..., Path]
 Scalars = Callable[[Path, str], dict[int, float]]
@@ -148,6 +150,38 @@ def test_before_training_there_is_nothing_to_save(
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
     code, letter = asked(fit_config(tmp_path / "run"), monkeypatch, capfd, signal.SIGUSR1, "configure_model")
     assert code == 0 and "Stopped outside of training" in letter and job.read_text() == "requeue 70_3\n"
+
+
+def test_predict_is_requeued_where_it_stands_and_goes_on(
+    tmp_path: Path,
+    job: Path,
+    tiny_world: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    module = {"teacher": str(tiny_world.teacher), "sampling": {"max_new_tokens": 9}}
+    problems = {"quiz": {"path": str(tiny_world.benchmark)}, "more": {"path": str(tiny_world.validation)}}
+    config = {
+        "model": {"class_path": "w2sr.modules.DistillModule", "init_args": module},
+        "data": {"class_path": "w2sr.datamodules.ProblemDataModule", "init_args": {"problems": problems}},
+        "trainer": {"accelerator": "cpu", "default_root_dir": str(tmp_path / "store"), "logger": False},
+    }
+    (tmp_path / "distill.yaml").write_text(yaml.safe_dump(config))
+    append = TraceWriter.append
+
+    def signalled_at_the_fourth(self: TraceWriter, trace: Any) -> None:
+        append(self, trace)
+        if len(self.done()) == 4:
+            signal.raise_signal(signal.SIGUSR1)
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as end:
+        patch.setattr(TraceWriter, "append", signalled_at_the_fourth)
+        main(["predict", "--config", str(tmp_path / "distill.yaml")])
+    assert not end.value.code and job.read_text() == "requeue 71\n"
+    assert "Stopped outside of training" in capfd.readouterr().err
+    assert len(read_store(tmp_path / "store")) == 4
+    main(["predict", "--config", str(tmp_path / "distill.yaml")])
+    assert len(read_store(tmp_path / "store")) == 11
 
 
 SLOW = """

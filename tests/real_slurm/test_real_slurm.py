@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slurm
 FitConfig = Callable[..., Path]
 Scalars = Callable[[Path, str], dict[int, float]]
 
-JOB_S = 120
+JOB_S = 240
 """A job takes 15 s to begin to train and less to end; on a busy machine several times that."""
 SAVE = {
     "class_path": "lightning.pytorch.callbacks.ModelCheckpoint",
