@@ -159,9 +159,7 @@ def test_several_updates_move_the_ratio_away_from_one(whole: Path) -> None:
 
 
 @pytest.mark.parametrize(("loss", "strategy"), [("grpo", "ddp"), ("dr_grpo", "fsdp2")])
-def test_two_processes_have_the_curve_of_one(
-    tmp_path: Path, grpo_config: GrpoConfig, loss: str, strategy: str
-) -> None:
+def test_two_processes_have_the_curve_of_one(tmp_path: Path, grpo_config: GrpoConfig, loss: str, strategy: str) -> None:
     """Three problems on two ranks: one samples two groups, the other one."""
     changes: dict[str, Any] = {
         "model__objective": {"loss": loss},
