@@ -32,6 +32,8 @@ from w2sr.slurm import REQUEUE, check_tasks, is_requeued, job_id, requeue
 EPILOG = """Verbs beside the Trainer's:
   ask STUDENT "QUESTION"    one answer of a model directory
   audit TRACES              where two verifiers disagree, and which wrong answers may be right
+  export CHECKPOINT_OR_RUN_DIR OUT
+                            a checkpoint, sharded or not, as a Hugging Face directory
   merge STORE ... --out DIR whether all shards of `predict` are there, and one store of them
   puzzles KIND --out FILE   generated logic puzzles with worked solutions
   report RESULT ...         one table of result files; RGR and PGR where a ceiling is named
@@ -160,7 +162,20 @@ def _fsdp2(**settings: Any) -> Any:
     return FSDP2(**settings)
 
 
-VERBS = ("ask", "audit", "corrupt", "decontaminate", "merge", "puzzles", "report", "score", "submit", "traces", "vote")
+VERBS = (
+    "ask",
+    "audit",
+    "corrupt",
+    "decontaminate",
+    "export",
+    "merge",
+    "puzzles",
+    "report",
+    "score",
+    "submit",
+    "traces",
+    "vote",
+)
 """Each is a module of w2sr.verbs, imported when it is called: the command line starts faster without them."""
 
 

@@ -75,7 +75,7 @@ def shard_policy(policy: Policy, sharding: Sharding) -> None:
     register_fsdp_forward_method(policy, "next_logits")
     policy.compute_device, policy.compute_dtype = sharding.device, sharding.compute_dtype
     policy.to_empty(device="cpu" if sharding.cpu_offload else sharding.device)
-    _compute_buffers(policy, sharding.device)
+    compute_buffers(policy, sharding.device)
 
 
 def is_sharded(policy: Policy) -> bool:
@@ -160,7 +160,7 @@ def _weights(policy: Policy) -> Iterator[tuple[str, Tensor]]:
 
 
 @torch.no_grad()
-def _compute_buffers(policy: Policy, device: torch.device) -> None:
+def compute_buffers(policy: Policy, device: torch.device) -> None:
     """Computes what no file holds: rotary frequencies and the like. What is not computed would be garbage, silently."""
     owners: dict[nn.Module, list[str]] = {}
     for module in policy.modules():

@@ -158,8 +158,8 @@ def test_several_updates_move_the_ratio_away_from_one(whole: Path) -> None:
     assert rounds(whole)[0]["groups/sampled"] >= 3
 
 
-@pytest.mark.parametrize("loss", ["grpo", "dr_grpo"])
-def test_two_processes_have_the_curve_of_one(tmp_path: Path, grpo_config: GrpoConfig, loss: str) -> None:
+@pytest.mark.parametrize(("loss", "strategy"), [("grpo", "ddp"), ("dr_grpo", "fsdp2")])
+def test_two_processes_have_the_curve_of_one(tmp_path: Path, grpo_config: GrpoConfig, loss: str, strategy: str) -> None:
     """Three problems on two ranks: one samples two groups, the other one."""
     changes: dict[str, Any] = {
         "model__objective": {"loss": loss},
@@ -168,7 +168,7 @@ def test_two_processes_have_the_curve_of_one(tmp_path: Path, grpo_config: GrpoCo
         "trainer__callbacks": [EXPORT],
     }
     fit(grpo_config(tmp_path / "one", **changes))
-    fit(grpo_config(tmp_path / "two", **changes, trainer__devices=2, trainer__strategy="ddp"))
+    fit(grpo_config(tmp_path / "two", **changes, trainer__devices=2, trainer__strategy=strategy))
     one, two = rounds(tmp_path / "one"), rounds(tmp_path / "two")
     assert len(one) == len(two) == 4
     for mine, theirs in zip(one, two, strict=True):

@@ -42,9 +42,9 @@ EXPORT = {"class_path": "w2sr.callbacks.ExportStudent"}
 TABLE = {"class_path": "w2sr.callbacks.FinalTable"}
 
 
-def run_cli(verb: str, config: Path, *extra: str) -> str:
+def run_cli(verb: str, config: Path, *extra: str, status: int = 0) -> str:
     """One command line in a process group of its own, as a user starts it; kills it where it hangs."""
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "W2SR_TRACEBACK": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "W2SR_TRACEBACK": "" if status else "1"}
     command = [sys.executable, str(REPOSITORY / "lightning_cli.py"), verb, "--config", str(config), *extra]
     with subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
@@ -54,7 +54,7 @@ def run_cli(verb: str, config: Path, *extra: str) -> str:
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, 9)
             pytest.fail(f"hangs after {HANG_S} s:\n{process.communicate()[0][-3000:]}")
-    assert process.returncode == 0, output[-5000:]
+    assert process.returncode == status, output[-5000:]
     return output
 
 
@@ -132,6 +132,42 @@ def test_two_processes_write_the_final_table_of_one(two_and_one: tuple[Path, Pat
         assert [json.loads(line)["problem_id"] for line in texts[0].splitlines()] == asked
         if arm.startswith("plain"):
             assert texts[0] == texts[1], "the same weights: what a problem gets does not depend on the rank"
+
+
+def evaluation(folder: Path, tiny_world: Any, **module: Any) -> Path:
+    """The configuration of a sharded test on 6 problems, beside its folder."""
+    config = {
+        "model": {
+            "class_path": "w2sr.modules.EvalModule",
+            "init_args": {"student": str(tiny_world.student), "sampling": {"max_new_tokens": 9}, **module},
+        },
+        "data": {
+            "class_path": "w2sr.datamodules.ProblemDataModule",
+            "init_args": {"benchmarks": {"six": {"path": str(tiny_world.benchmark)}}, "batch_problems": 4},
+        },
+        "trainer": {
+            "accelerator": "cpu",
+            "devices": 2,
+            "strategy": "fsdp2",
+            "logger": False,
+            "default_root_dir": str(folder),
+            "callbacks": [{"class_path": "w2sr.callbacks.EvalWriter"}],
+        },
+    }
+    file = folder.parent / f"{folder.name}.yaml"
+    file.write_text(yaml.safe_dump(config))
+    return file
+
+
+def test_a_sharded_model_is_evaluated_as_a_whole_one(one: Path, tiny_world: Any, tmp_path: Path) -> None:
+    run_cli("test", evaluation(tmp_path / "eval", tiny_world))
+    alone = (one / "eval" / "plain-student" / "completions.jsonl").read_text()
+    assert (tmp_path / "eval" / "completions.jsonl").read_text() == alone
+
+
+def test_a_calculator_is_refused_where_the_model_is_sharded(tiny_world: Any, tmp_path: Path) -> None:
+    letter = run_cli("test", evaluation(tmp_path / "eval", tiny_world, calculator={}), status=2)
+    assert "error: model.calculator under trainer.strategy=fsdp2" in letter
 
 
 def test_the_ranks_had_unequal_shares(two_and_one: tuple[Path, Path]) -> None:

@@ -16,8 +16,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from w2sr.cli import main
 from w2sr.modules.checkpoints import WholeCheckpointIO
-from w2sr.modules.sharded_checkpoints import REST
+from w2sr.modules.sharded_checkpoints import REST, read_tensors
 from w2sr.runs import LABEL_FILE, Progress, newest_checkpoint, read_label, where_it_stands
 
 FitConfig = Callable[..., Path]
@@ -222,3 +223,16 @@ def test_a_disk_that_one_rank_finds_full_is_told_and_the_checkpoint_before_it_st
     names = {path.name for path in (folder / "checkpoints").iterdir()}
     assert "at-step=7.ckpt" not in names and not [name for name in names if name.startswith(".")]
     assert newest_checkpoint(folder) == folder / "checkpoints" / "last.ckpt"
+
+
+def test_a_sharded_checkpoint_is_exported_tensor_by_tensor(
+    stopped: tuple[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str], tiny_world: Any
+) -> None:
+    main(["export", str(stopped[0]), str(tmp_path / "out")])
+    said = capsys.readouterr().out
+    assert "at step 6 of 8 (epoch 1); log-probabilities of " in said and "agree within 0 nats" in said
+    saved = read_tensors(stopped[0] / "checkpoints" / "last.ckpt")["state_dict"]
+    written = load_file(tmp_path / "out" / "model.safetensors")
+    assert written.keys() == load_file(tiny_world.student / "model.safetensors").keys()
+    for name, weight in written.items():
+        torch.testing.assert_close(saved[f"policy.lm.{name}"], weight, atol=0, rtol=0)

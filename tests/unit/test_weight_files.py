@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from w2sr.policy import empty_policy, load_policy
-from w2sr.sharding import _compute_buffers, load_shards
+from w2sr.sharding import compute_buffers, load_shards
 from w2sr.weight_files import WeightFiles, write_weights
 
 CPU = torch.device("cpu")
@@ -53,7 +53,7 @@ def test_an_empty_policy_that_is_filled_is_the_loaded_one(tiny_world: Any) -> No
     filled, loaded = empty_policy(tiny_world.student), load_policy(tiny_world.student)
     assert {parameter.device.type for parameter in filled.parameters()} == {"meta"}
     filled.to_empty(device="cpu").lm.tie_weights()  # torch unties what it moves; shards stay tied
-    _compute_buffers(filled, CPU)
+    compute_buffers(filled, CPU)
     load_shards(filled, tiny_world.student)
     assert filled.lm.get_input_embeddings().weight is filled.lm.get_output_embeddings().weight
     both = [{**dict(policy.named_parameters()), **dict(policy.named_buffers())} for policy in (filled, loaded)]
@@ -66,7 +66,7 @@ def test_a_buffer_that_nobody_computes_is_refused(tiny_world: Any) -> None:
     policy.lm.model.layers[1].mlp.register_buffer("mystery", torch.ones(3, device="meta"), persistent=False)
     policy.to_empty(device="cpu")
     with pytest.raises(ValueError, match="'mystery' of its Qwen3MLP in no file"):
-        _compute_buffers(policy, CPU)
+        compute_buffers(policy, CPU)
 
 
 def test_files_that_do_not_fit_the_model_are_refused(tiny_world: Any, tmp_path: Path) -> None:

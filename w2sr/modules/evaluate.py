@@ -10,7 +10,9 @@ import torch
 from w2sr.attention import Engine
 from w2sr.chat import Chat
 from w2sr.evaluation import evaluate
-from w2sr.policy import DTypeName, Policy, load_policy
+from w2sr.modules.fsdp2 import sharding_of
+from w2sr.modules.students import place_policy
+from w2sr.policy import DTypeName, Policy
 from w2sr.rollouts import EmbeddedGenerator, Generator, ToolGenerator
 from w2sr.templates import Template
 from w2sr.tools import Calculator
@@ -71,10 +73,20 @@ class EvalModule(L.LightningModule):
             instruction=self.instruction,
             trust_remote_code=self.trust_remote_code,
         )
-        self.policy = load_policy(
-            self.student, dtype=self.dtype_name, attention=self.attention, trust_remote_code=self.trust_remote_code
+        sharding = sharding_of(self)
+        if sharding is not None and self.calculator is not None:
+            raise ValueError(
+                "model.calculator under trainer.strategy=fsdp2: after each call the engine is asked again, and ranks "
+                "that call it unequally often would wait for each other for ever. Set trainer.strategy=ddp."
+            )
+        self.policy = place_policy(
+            self.student,
+            sharding,
+            self.chat,
+            dtype=self.dtype_name,
+            attention=self.attention,
+            trust_remote_code=self.trust_remote_code,
         )
-        self.chat.check_vocabulary(self.policy.vocab_size)
 
     def on_test_epoch_start(self) -> None:
         self.records = []

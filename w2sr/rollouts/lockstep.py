@@ -20,7 +20,8 @@ class Lockstep:
 
     Each iteration of a generator asks `anybody`; a rank that is done before the others calls `accompany` in place of a
     forward pass of its own. So ranks may have different numbers of requests, also none, but all must ask for streams
-    equally often and read each to its end: a rank that leaves keeps the others waiting.
+    equally often and read each to its end: a rank that leaves keeps the others waiting. What asks again by what a model
+    wrote (`ToolGenerator`) does not keep that rule.
     """
 
     def __init__(self, policy: Policy) -> None:
