@@ -142,3 +142,34 @@ def test_every_script_gives_the_trainer_the_allocations_numbers(script: Path, tm
         given = words("--trainer.default_root_dir=runs/mine")
         assert [word for word in given if "default_root_dir" in word] == ["--trainer.default_root_dir=runs/mine"]
     assert "#SBATCH --requeue\n" in script.read_text() and "#SBATCH --signal=USR1@" in script.read_text()
+
+
+def test_grpo_beside_a_server_leaves_it_the_last_node(tmp_path: Path) -> None:
+    """The server ignores the signal that SLURM sends to all steps, and the trainer is told of one node less."""
+    programs = {
+        "srun": 'while [[ $1 == -* ]]; do shift; done; exec "$@"',
+        "scontrol": 'printf "n1\\nn2\\nn3\\n"',
+        "curl": "exit 0",
+        "vllm": f'printf "%s\\n" "$VLLM_SERVER_DEV_MODE" "$@" > {tmp_path}/served; kill -USR1 $$; > {tmp_path}/lives',
+        "python": f'until [ -e {tmp_path}/lives ]; do sleep 0.1; done; printf "%s\\n" "$SLURM_NNODES" "$@"',
+    }
+    for name, text in programs.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    job = {
+        "SLURM_JOB_ID": "71",
+        "SLURM_JOB_NUM_NODES": "3",
+        "SLURM_NTASKS_PER_NODE": "4",
+        "SLURM_JOB_NODELIST": "n[1-3]",
+    }
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "SERVE": "some/model", **job}
+    command = ["bash", str(REPOSITORY / "slurm" / "grpo.sbatch")]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True, timeout=60
+    )
+    told = done.stdout.splitlines()
+    assert told[0] == "2" and told[-2:] == ["--trainer.num_nodes=2", "--trainer.devices=4"]
+    assert "--model.init_args.engine.init_args.base_url=http://n3:8000/v1" in told
+    assert (tmp_path / "runs/grpo/weights-71").is_dir()
+    served = (tmp_path / "served").read_text().splitlines()
+    assert served[:5] == ["1", "serve", "some/model", "--port", "8000"] and "processed_logprobs" in served
