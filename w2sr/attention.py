@@ -4,7 +4,7 @@ A model call passes `layout=` and the function registered here finds it among it
 
 - `Packed`: a row of segments, each attending causally to itself only. Engines: flash-attn's varlen kernel, torch's
   varlen attention, and grouped SDPA (segments of like length share one padded call; runs everywhere).
-- `Prefill`: the same, and the keys and values of each segment are stored in a slot of a `SlotCache`.
+- `Prefill`: the same, and the keys and values of each segment are stored in one slot or more of a `SlotCache`.
 - `Decode`: one new token for each of B slots. A decode step is a packed row of B segments of one token.
 
 No mask is ever built for a packed row: causal attention with padding on the right never reads the padding.
@@ -89,10 +89,14 @@ class SlotCache:
 
 @dataclass(frozen=True)
 class Prefill:
-    """A packed row of prompts; segment s goes into slot `slots[s]`. `token_slot`, `token_position`: [T] int64."""
+    """A packed row of prompts, whose keys and values are stored in slots, those of one prompt in as many as want it.
+
+    Row token `token_source[i]` is stored in slot `token_slot[i]` at `token_position[i]`; all int64.
+    """
 
     packed: Packed
     cache: SlotCache
+    token_source: Tensor
     token_slot: Tensor
     token_position: Tensor
 
@@ -281,8 +285,8 @@ def packed_attention(
     if isinstance(layout, Decode):
         return _attend_decode(q, k, v, layout, layer, scaling)[None], None
     if isinstance(layout, Prefill):
-        layout.cache.keys[layer][layout.token_slot, :, layout.token_position] = k
-        layout.cache.values[layer][layout.token_slot, :, layout.token_position] = v
+        layout.cache.keys[layer][layout.token_slot, :, layout.token_position] = k[layout.token_source]
+        layout.cache.values[layer][layout.token_slot, :, layout.token_position] = v[layout.token_source]
         layout = layout.packed
     return _attend_packed(q, k, v, layout, scaling)[None], None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import cast
@@ -11,7 +12,7 @@ import pytest
 import torch
 from transformers import Qwen2Config
 
-from w2sr.attention import packed_layout
+from w2sr.attention import Layout, Prefill, packed_layout
 from w2sr.chat import Chat
 from w2sr.packing import pack_row
 from w2sr.policy import Policy, new_policy
@@ -81,6 +82,40 @@ def test_every_completion_equals_the_slow_loop(temperature: float, top_p: float,
         assert got[request.problem_id].token_ids == slow(policy, request, sampling), request.problem_id
     lengths = {len(completion.token_ids) for completion in got.values()}
     assert len(lengths) > 1, "completions must end at different times, or refilling is not tested"
+
+
+@pytest.mark.parametrize("num_slots", [3, 7, 64])
+def test_equal_prompts_are_computed_once_and_sampled_apart(num_slots: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Groups of four, also where the slots part a group; two prompts are of equal length."""
+    policy, sampling = sharp_policy(), Sampling(1.3, max_new_tokens=11, seed=4)
+    prompts = [(3, 1, 4, 1, 5), (9, 2), (6, 5, 3, 5, 8), (9,)]
+    asked = [SampleRequest(f"p{i}", sample, prompt) for i, prompt in enumerate(prompts) for sample in range(4)]
+    prefilled: list[list[int]] = []
+    hidden = policy.hidden
+
+    def watched(input_ids: torch.Tensor, position_ids: torch.Tensor, layout: Layout) -> torch.Tensor:
+        if isinstance(layout, Prefill):
+            prefilled.append(input_ids.tolist())
+        return hidden(input_ids, position_ids, layout)
+
+    monkeypatch.setattr(policy, "hidden", watched)
+    generator = EmbeddedGenerator(policy, [STOP], str, num_slots=num_slots)
+    got = {(done.problem_id, done.sample_index): done.token_ids for done in generator.stream(asked, sampling)}
+    monkeypatch.undo()
+    assert got == {(one.problem_id, one.sample_index): slow(policy, one, sampling) for one in asked}
+    assert len(set(got.values())) > len(prompts), "samples of a group must differ"
+    if num_slots == 64:
+        assert prefilled == [[9, 9, 2, 3, 1, 4, 1, 5, 6, 5, 3, 5, 8]]
+    elif num_slots == 3:
+        assert prefilled[0] == [3, 1, 4, 1, 5] and sum(map(len, prefilled)) < sum(len(one.prompt_ids) for one in asked)
+
+
+def test_prefill_counts_equal_prompts_once() -> None:
+    """Of prompts of 5, 5, 5 (equal) and 5 tokens a limit of 9 takes three."""
+    generator = EmbeddedGenerator(sharp_policy(), [STOP], str, max_prefill_tokens=9)
+    waiting = deque(SampleRequest("a", sample, (1, 2, 3, 4, 5)) for sample in range(3))
+    waiting.append(SampleRequest("b", 0, (5, 4, 3, 2, 1)))
+    assert len(generator._next_prompts(waiting, 10)) == 3 and len(waiting) == 1
 
 
 def test_finish_reason_and_text() -> None:

@@ -1,7 +1,8 @@
 """The embedded engine: continuous batching over a slot cache, with the policy's own packed attention.
 
 A fixed number of slots decode together; whenever enough of them have finished, waiting prompts are packed into one row,
-prefilled at once and take their places. Nothing is padded but the cache.
+prefilled at once and take their places; equal prompts, as those of a group, are computed once. Nothing is padded but
+the cache.
 
 Legend: B slots, T packed tokens, V vocabulary.
 """
@@ -141,13 +142,19 @@ class EmbeddedGenerator:
                 slots.compact()
 
     def _next_prompts(self, waiting: deque[SampleRequest], limit: int) -> list[SampleRequest]:
-        """Takes prompts from the queue: at most `limit`, and at most max_prefill_tokens in all (but at least one)."""
+        """Takes prompts from the queue: at most `limit`, and at most max_prefill_tokens in all (but at least one).
+
+        Equal prompts count once.
+        """
         taken: list[SampleRequest] = []
+        prompts: set[tuple[int, ...]] = set()
         num_tokens = 0
         while waiting and len(taken) < limit:
-            num_tokens += len(waiting[0].prompt_ids)
+            prompt = waiting[0].prompt_ids
+            num_tokens += 0 if prompt in prompts else len(prompt)
             if taken and num_tokens > self.max_prefill_tokens:
                 break
+            prompts.add(prompt)
             taken.append(waiting.popleft())
         return taken
 
@@ -175,24 +182,33 @@ class _Slots:
 
     @torch.no_grad()
     def prefill(self, requests: Sequence[SampleRequest]) -> None:
-        """Packs the prompts into one row, stores their keys and values, and samples each first token."""
+        """Packs the prompts into one row, equal ones once, stores their keys and values in the slots of all who asked,
+        and samples each first token."""
         requests = sorted(requests, key=lambda request: len(request.prompt_ids))
         free = [slot for slot, request in enumerate(self.requests) if request is None][: len(requests)]
-        lengths = np.array([len(request.prompt_ids) for request in requests])
-        for slot, request, length in zip(free, requests, lengths, strict=True):
+        for slot, request in zip(free, requests, strict=True):
             self.requests[slot] = request
             self.keys[slot] = noise_key(self.sampling.seed, request.problem_id, request.sample_index, self.version)
-            self.num_new[slot], self.num_done[slot], self.stored[slot] = 0, request.num_done, length
-        cu_seqlens = torch.tensor([0, *lengths.cumsum()], dtype=torch.int32)
-        num_tokens = int(lengths.sum())
-        position_ids, max_seqlen = boundaries(cu_seqlens, num_tokens)
+            self.num_new[slot], self.num_done[slot] = 0, request.num_done
+            self.stored[slot] = len(request.prompt_ids)
+        prompts = list(dict.fromkeys(request.prompt_ids for request in requests))
+        place = {prompt: number for number, prompt in enumerate(prompts)}
+        prompt_of = np.array([place[request.prompt_ids] for request in requests])
+        ends = np.cumsum([len(prompt) for prompt in prompts])
+        cu_seqlens = torch.tensor([0, *ends], dtype=torch.int32)
+        position_ids, max_seqlen = boundaries(cu_seqlens, int(ends[-1]))
         device = self.policy.device
-        input_ids = torch.tensor([token for request in requests for token in request.prompt_ids], device=device)
+        input_ids = torch.tensor([token for prompt in prompts for token in prompt], device=device)
         position_ids = position_ids.to(device)
         batch = PackedBatch(input_ids, input_ids, position_ids, cu_seqlens.to(device), max_seqlen)
-        token_slot = torch.tensor(np.repeat(free, lengths), device=device)
-        layout = Prefill(packed_layout(batch, self.policy.engine()), self.cache, token_slot, position_ids)
-        last = torch.tensor(lengths.cumsum() - 1, device=device)
+        lengths = self.stored[free]
+        source = np.concatenate(
+            [np.arange(end - length, end) for end, length in zip(ends[prompt_of], lengths, strict=True)]
+        )
+        token_source, token_slot = (torch.tensor(x, device=device) for x in (source, np.repeat(free, lengths)))
+        packed = packed_layout(batch, self.policy.engine())
+        layout = Prefill(packed, self.cache, token_source, token_slot, position_ids[token_source])
+        last = torch.tensor(ends[prompt_of] - 1, device=device)
         self._append(np.array(free), self.policy.next_logits(input_ids, position_ids, layout, last))
 
     @torch.no_grad()
