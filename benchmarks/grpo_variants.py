@@ -31,6 +31,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "gspo": {"objective": {"loss": "gspo"}},
     "cispo": {"objective": {"loss": "cispo"}},
 }
+COMMON = {"minibatches": 2, "warmup_frac": 0.1}
+"""Two optimizer steps a round: with one, every ratio is 1 and nothing is ever clipped."""
+STEP_PROBLEMS = 16
 NOTES = {
     "dapo": "with dynamic sampling, as published",
     "dr_grpo": "advantages without a standard deviation, as published",
@@ -70,17 +73,18 @@ class Curve:
         return next((s for s, p in zip(self.seconds, self.passes, strict=True) if p >= level), None)
 
 
-def run(arm: Arm, folder: Path, epochs: int) -> Curve:
+def run(arm: Arm, folder: Path, rounds: int) -> Curve:
     """Runs the arm unless it was finished before."""
     place = folder / arm.name
     if not (place / "finished.json").exists():
         place.parent.mkdir(parents=True, exist_ok=True)
-        overlay = {
-            "model": {"init_args": {**VARIANTS[arm.variant], "learning_rates": {"grpo": arm.rate}}},
-            "data": {"init_args": {"seed": arm.seed}},
+        overlay: dict[str, Any] = {
+            "model": {"init_args": {**VARIANTS[arm.variant], **COMMON, "learning_rates": {"grpo": arm.rate}}},
+            "data": {"init_args": {"seed": arm.seed, "step_problems": STEP_PROBLEMS}},
             "trainer": {
                 "default_root_dir": str(place),
-                "max_epochs": epochs,
+                "max_epochs": -1,
+                "max_steps": COMMON["minibatches"] * rounds,
                 "enable_progress_bar": False,
                 "enable_model_summary": False,
                 "callbacks": [],
@@ -110,18 +114,18 @@ def read(place: Path) -> Curve:
 
 
 def study(
-    folder: Path, rates: Sequence[float], seeds: Sequence[int], epochs: int, workers: int
+    folder: Path, rates: Sequence[float], seeds: Sequence[int], rounds: int, workers: int
 ) -> Iterator[tuple[str, dict[float, Curve], float, list[Curve]]]:
     """variant, its curves of the first seed by learning rate, the chosen rate, and its curves of all seeds."""
     with ThreadPoolExecutor(workers) as pool:
         first = {
-            (variant, rate): pool.submit(run, Arm(variant, rate, seeds[0]), folder, epochs)
+            (variant, rate): pool.submit(run, Arm(variant, rate, seeds[0]), folder, rounds)
             for variant in VARIANTS
             for rate in rates
         }
         chosen = {v: max(rates, key=lambda rate: first[v, rate].result().plateau) for v in VARIANTS}
         rest = {
-            (variant, seed): pool.submit(run, Arm(variant, chosen[variant], seed), folder, epochs)
+            (variant, seed): pool.submit(run, Arm(variant, chosen[variant], seed), folder, rounds)
             for variant in VARIANTS
             for seed in seeds[1:]
         }
@@ -144,7 +148,7 @@ def picture(curves: dict[str, list[Curve]], level: float, path: Path) -> None:
             label = variant if number == 0 else None
             axes.plot(curve.rounds, [100 * p for p in curve.passes], color=f"C{index}", alpha=0.8, lw=1.2, label=label)
     axes.axhline(100 * level, color="black", ls="--", lw=1, label="W2SR-P student")
-    axes.set_xlabel("rounds (32 problems, 8 rollouts each)")
+    axes.set_xlabel(f"rounds ({STEP_PROBLEMS} problems, 8 rollouts each)")
     axes.set_ylabel("validation Pass@1 in per cent")
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right")
@@ -167,14 +171,14 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, required=True, help="folder for the run directories")
     parser.add_argument("--w2sr", type=Path, required=True, help="run directory of the W2SR-P student")
     parser.add_argument("--out", type=Path, required=True, help="the Markdown page to write; a picture lies beside it")
-    parser.add_argument("--rates", type=float, nargs="+", default=[3e-4, 1e-3])
+    parser.add_argument("--rates", type=float, nargs="+", default=[3e-4, 6e-4])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=100)
     parser.add_argument("--workers", type=int, default=1, help="runs at the same time")
     args = parser.parse_args()
     level = last_validation(args.w2sr)
     lines, choice, curves = [], [], {}
-    for variant, by_rate, rate, of_seeds in study(args.runs, args.rates, args.seeds, args.epochs, args.workers):
+    for variant, by_rate, rate, of_seeds in study(args.runs, args.rates, args.seeds, args.rounds, args.workers):
         curves[variant] = of_seeds
         choice.append([variant, *(f"{100 * by_rate[r].plateau:.1f}" for r in args.rates), f"{rate:g}"])
         plateaus = [100 * curve.plateau for curve in of_seeds]
@@ -201,7 +205,7 @@ def main() -> None:
     page = (
         common.head("Five policy losses on the miniature", ["torch", "transformers", "lightning"], "")
         + f"""
-`configs/grpo.yaml` with another loss, {args.epochs} epochs of 32 rounds, three seeds; {args.workers} runs at a time.
+`configs/grpo.yaml` with another loss, {args.rounds} rounds of {STEP_PROBLEMS} problems with 8 rollouts each, two optimizer steps a round, {len(args.seeds)} seeds; {args.workers} runs at a time.
 The plateau is the mean validation Pass@1 (300 problems, greedy) of the last {PLATEAU} validations, in per cent; seconds are of
 training, without validation. The W2SR-P student's last validation Pass@1 is {100 * level:.1f}.
 
