@@ -241,6 +241,7 @@ def test_signals_at_random_times_to_all_processes(
     for step in (1, 5):
         letter = signalled(config, tmp_path / "slow.py", step, rng.uniform(0, 0.2), *words)
         assert letter.count("Stopped at optimizer step ") == 1 and "Traceback" not in letter
+        assert letter.count("Stopping: ") == 1, "no loader worker takes the signal for its own"
         label = read_label(run / "checkpoints" / "last.ckpt")
         assert label is not None and f"step {label.step} of 9" in letter
         words = ["--ckpt_path", "last"]
