@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
+import shutil
 import statistics
 import subprocess
 import sys
@@ -77,6 +78,7 @@ def run(arm: Arm, folder: Path, rounds: int) -> Curve:
     """Runs the arm unless it was finished before."""
     place = folder / arm.name
     if not (place / "finished.json").exists():
+        shutil.rmtree(place, ignore_errors=True)
         place.parent.mkdir(parents=True, exist_ok=True)
         overlay: dict[str, Any] = {
             "model": {"init_args": {**VARIANTS[arm.variant], **COMMON, "learning_rates": {"grpo": arm.rate}}},
