@@ -192,3 +192,15 @@ def test_with_adapters_the_reference_policy_needs_no_copy(tmp_path: Path, grpo_c
     kl = [line["policy/kl"] for line in rounds(folder)]
     assert kl[0] == 0 and kl[-1] > 0
     assert (folder / "student" / "model.safetensors").exists()
+
+
+def test_w2sr_then_reinforcement_learning_then_w2sr(
+    tmp_path: Path, grpo_config: GrpoConfig, fit_config: Callable[..., Path]
+) -> None:
+    """What a run leaves is the student of the next one, in both orders."""
+    fit(fit_config(tmp_path / "w2sr", trainer__max_epochs=1, trainer__callbacks=[EXPORT]))
+    after_w2sr = grpo_config(tmp_path / "rl", model__student=str(tmp_path / "w2sr" / "student"))
+    fit(after_w2sr, "--trainer.max_epochs=1", "--trainer.callbacks+=w2sr.callbacks.ExportStudent")
+    fit(fit_config(tmp_path / "again", model__student=str(tmp_path / "rl" / "student"), trainer__max_epochs=1))
+    card = (tmp_path / "rl" / "student" / "README.md").read_text()
+    assert f"Made from `{tmp_path / 'w2sr' / 'student'}`" in card
