@@ -46,6 +46,7 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# grpo_step.py wants the student that `make demo` leaves in runs/demo.
 bench: setup setup-vllm
 	$(BIN)/pip install --quiet $(PIP_ARGS) -c constraints.txt -e '.[bench]'
 	$(BIN)/python benchmarks/sft_throughput.py --data $(DATA) --out docs/results/sft_throughput.md
@@ -53,6 +54,7 @@ bench: setup setup-vllm
 	$(BIN)/python benchmarks/verify.py --data $(DATA) --out docs/results/verify.md
 	$(BIN)/python benchmarks/memory.py --out docs/results/memory.md
 	$(BIN)/python benchmarks/generation.py --out docs/results/generation.md
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/grpo_step.py --data $(DATA) --out docs/results/grpo_step.md
 	OMP_NUM_THREADS=1 $(BIN_VLLM)/python benchmarks/engines.py --out docs/results/engines.md
 
 clean:

@@ -54,12 +54,15 @@ class Grid:
 
 @dataclass(frozen=True)
 class Packed:
-    """Where the segments of a packed row lie, and which engine attends."""
+    """Where the segments of a packed row lie, and which engine attends. `source`, `place`: see `PackedBatch`; a grid
+    has them in its indices already."""
 
     engine: Engine
     cu_seqlens: Tensor
     max_seqlen: int
     grid: Grid | None = None
+    source: Tensor | None = None
+    place: Tensor | None = None
 
 
 @dataclass
@@ -143,7 +146,11 @@ def resolve_engine(name: Engine | Literal["auto"], device: torch.device) -> Engi
 
 def packed_layout(batch: PackedBatch, engine: Engine) -> Packed:
     """The layout of a packed row, computed once for all layers."""
-    grid = plan_grid(batch.cu_seqlens) if engine == "sdpa" else None
+    if engine != "sdpa":
+        return Packed(engine, batch.cu_seqlens, batch.max_seqlen, None, batch.source, batch.place)
+    grid = plan_grid(batch.cu_seqlens)
+    if batch.source is not None and batch.place is not None:
+        grid = Grid(batch.source[grid.gather], grid.scatter[batch.place], grid.shapes)
     return Packed(engine, batch.cu_seqlens, batch.max_seqlen, grid)
 
 
@@ -232,7 +239,11 @@ def _attend_packed(query: Tensor, key: Tensor, value: Tensor, packed: Packed, sc
         assert packed.grid is not None
         return _grouped_sdpa(query, key, value, packed.grid, scaling)
     engines: dict[str, Callable[..., Tensor]] = {"varlen": _varlen, "flash": _flash}
-    return engines[packed.engine](query, key, value, packed, scaling)
+    attend = engines[packed.engine]
+    if packed.source is None or packed.place is None:
+        return attend(query, key, value, packed, scaling)
+    written = (x.index_select(0, packed.source) for x in (query, key, value))
+    return attend(*written, packed, scaling).index_select(0, packed.place)
 
 
 def _attend_decode(query: Tensor, key: Tensor, value: Tensor, layout: Decode, layer: int, scaling: float) -> Tensor:

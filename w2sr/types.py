@@ -150,6 +150,10 @@ class PackedBatch(NamedTuple):
 
     `input_ids`, `labels`, `position_ids`: [T] int64. `cu_seqlens`: [S + 1] int32, the one truth for boundaries;
     `position_ids` and `max_seqlen` are computed from it. Padding, where there is any, is a segment of its own.
+
+    Segments may share a first part, which then stands in the row once (see `w2sr.groups.pack_sharing`). `cu_seqlens`
+    and `max_seqlen` bound the segments as if each were written out, X tokens in all; `source` [X] int64 is the row's
+    token that stands there, and `place` [T] int64 one place of each of the row's tokens. None: nothing is shared.
     """
 
     input_ids: torch.Tensor
@@ -157,6 +161,8 @@ class PackedBatch(NamedTuple):
     position_ids: torch.Tensor
     cu_seqlens: torch.Tensor
     max_seqlen: int
+    source: torch.Tensor | None = None
+    place: torch.Tensor | None = None
 
 
 class StepBatch(NamedTuple):

@@ -103,6 +103,32 @@ def test_a_row_spreads_values_over_the_tokens_that_the_policy_wrote() -> None:
     assert [values.tolist() for values in back] == [[-3, -3, -3], [-1, -2]]
 
 
+def test_a_row_holds_an_equal_prompt_once_and_its_last_token_for_every_rollout() -> None:
+    tokens = [("a", (1, 2, 3), (7, 8)), ("b", (4,), (9,)), ("a", (1, 2, 3), (6,)), ("a", (1, 2, 3), (5, 7))]
+    experience = Experience([rollout(*of_one) for of_one in tokens], np.array([1.0, 2.0, 3.0, 4.0]))
+    row = policy_row(experience, np.ones(4), np.arange(4))
+    none = IGNORE_INDEX
+    assert row.packed.input_ids.tolist() == [1, 2, 3, 7, 8, 4, 9, 3, 6, 3, 5, 7]
+    assert row.packed.labels.tolist() == [none, none, 7, 8, none, 9, none, 6, none, 5, 7, none]
+    assert row.packed.position_ids.tolist() == [0, 1, 2, 3, 4, 0, 1, 2, 3, 2, 3, 4]
+    assert row.packed.cu_seqlens.tolist() == [0, 5, 7, 11, 16], "bounds of the segments written out"
+    assert row.segments.tolist() == [0, 0, 0, 0, 0, 1, 1, 2, 2, 3, 3, 3]
+    assert row.advantages.tolist() == [0, 0, 1, 1, 0, 2, 0, 3, 0, 4, 4, 0]
+    assert [values.tolist() for values in rollout_values(row.advantages, row, [2, 1, 1, 2])] == [
+        [1, 1],
+        [2],
+        [3],
+        [4, 4],
+    ]
+
+
+def test_rollouts_of_a_prompt_stand_in_one_row_as_far_as_they_fit() -> None:
+    """Prompts of 5 tokens, completions of 2: 4 shared tokens and 3 for each rollout, so four of them take 16."""
+    rollouts = [rollout("a", (1, 2, 3, 4, 5), (7, 7)) for _ in range(6)]
+    rows = deal_rows(rollouts, 16, 0, 1)
+    assert [row.tolist() for row in rows] == [[0, 1, 2, 3], [4, 5]]
+
+
 def test_rows_hold_every_rollout_once_and_are_equally_many_on_every_rank() -> None:
     rollouts = [rollout(str(number), (1,) * (number % 3 + 1), (7,) * (number % 5 + 1)) for number in range(23)]
     for world_size in (1, 2, 4):
@@ -112,7 +138,8 @@ def test_rows_hold_every_rollout_once_and_are_equally_many_on_every_rank() -> No
         assert sorted(members) == list(range(23))
         for rows in dealt:
             for row in rows:
-                assert sum(len(rollouts[m].prompt_ids) + len(rollouts[m].completion.token_ids) for m in row) <= 16
+                made = policy_row(Experience(rollouts, np.zeros(23)), np.zeros(23), row)
+                assert len(made.packed.input_ids) <= 16
 
 
 def test_a_rank_without_rollouts_has_a_row_that_weighs_nothing() -> None:

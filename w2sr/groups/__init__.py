@@ -2,6 +2,7 @@
 
 from w2sr.groups.rows import Experience, deal_rows, minibatches, num_tokens, policy_row, rollout_values, step_weights
 from w2sr.groups.sample import group_requests, verified_groups
+from w2sr.groups.sharing import pack_sharing
 from w2sr.groups.watch import round_metrics
 
 __all__ = [
@@ -10,6 +11,7 @@ __all__ = [
     "group_requests",
     "minibatches",
     "num_tokens",
+    "pack_sharing",
     "policy_row",
     "rollout_values",
     "round_metrics",

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from w2sr.groups.sharing import pack_sharing
 from w2sr.losses import Objective, rollout_weights
-from w2sr.packing import pack_row, plan_epoch
+from w2sr.packing import plan_epoch
 from w2sr.types import IGNORE_INDEX, PolicyRow, Rollout, Segment
 
 
@@ -79,12 +80,14 @@ def step_weights(
 
 
 def num_tokens(rollouts: Iterable[Rollout]) -> int:
-    """Tokens of rollouts with their prompts: what a forward pass reads."""
+    """Tokens of rollouts with their prompts, each counted as if it stood alone."""
     return sum(len(rollout.prompt_ids) + len(rollout.completion.token_ids) for rollout in rollouts)
 
 
 def deal_rows(rollouts: Sequence[Rollout], max_tokens: int, rank: int, world_size: int) -> list[np.ndarray]:
     """This rank's rows: indices into `rollouts` that are packed together. Equally many rows on every rank, some empty.
+
+    Rollouts of one prompt stand in one row as far as they fit, because they share their prompt there.
 
     Raises:
         ValueError: a rollout is longer than a row.
@@ -99,14 +102,38 @@ def deal_rows(rollouts: Sequence[Rollout], max_tokens: int, rank: int, world_siz
             f"with its prompt; a row holds model.max_tokens={max_tokens:,}. Raise model.max_tokens, or lower "
             "model.rollout.max_new_tokens."
         )
-    plan = plan_epoch(lengths, seed=0, epoch=0, max_tokens=max_tokens, step_sequences=len(lengths))
-    return plan.rank_rows(0, rank, world_size)
+    units = _units(rollouts, max_tokens)
+    unit_lengths = np.array([shared_length([rollouts[member] for member in unit]) for unit in units])
+    plan = plan_epoch(unit_lengths, seed=0, epoch=0, max_tokens=max_tokens, step_sequences=len(units))
+    nothing = np.empty(0, dtype=np.int64)
+    return [
+        np.concatenate([nothing, *(units[number] for number in row)]) for row in plan.rank_rows(0, rank, world_size)
+    ]
+
+
+def _units(rollouts: Sequence[Rollout], max_tokens: int) -> list[np.ndarray]:
+    """Rollouts of one prompt, which share a row: as many together as a row holds."""
+    of_prompt: dict[tuple[int, ...], list[list[int]]] = {}
+    for number, rollout in enumerate(rollouts):
+        parts = of_prompt.setdefault(rollout.prompt_ids, [[]])
+        if shared_length([rollouts[member] for member in (*parts[-1], number)]) > max_tokens:
+            parts.append([])
+        parts[-1].append(number)
+    return [np.array(part) for parts in of_prompt.values() for part in parts]
+
+
+def shared_length(rollouts: Sequence[Rollout]) -> int:
+    """Tokens that rollouts of one prompt take in a row: the prompt but its last token once, see `policy_row`."""
+    return len(rollouts[0].prompt_ids) - 1 + sum(1 + len(rollout.completion.token_ids) for rollout in rollouts)
 
 
 def policy_row(experience: Experience, weights_R: np.ndarray, members: np.ndarray) -> PolicyRow:
-    """One packed row of the rollouts `members`; `weights_R` [R] is the weight of each token of a rollout."""
+    """One packed row of the rollouts `members`; `weights_R` [R] is the weight of each token of a rollout.
+
+    Equal prompts stand in it once, but for their last token: the label of that one is the first token of a completion.
+    """
     rollouts = [experience.rollouts[member] for member in members]
-    packed = pack_row([_segment(rollout) for rollout in rollouts])
+    packed = pack_sharing([_segment(one) for one in rollouts], [len(one.prompt_ids) - 1 for one in rollouts])
     labelled = (packed.labels != IGNORE_INDEX).numpy()
     counts = [len(rollout.completion.token_ids) for rollout in rollouts]
 
@@ -117,13 +144,14 @@ def policy_row(experience: Experience, weights_R: np.ndarray, members: np.ndarra
         return _spread(labelled, np.concatenate([np.empty(0), *values]))
 
     lengths = packed.cu_seqlens.diff().to(torch.int64)
+    segments = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
     old, ref = experience.old_logprobs, experience.ref_logprobs
     return PolicyRow(
         packed,
         of_rollouts(experience.advantages_R),
         of_rollouts(weights_R),
         of_tokens([_sampled(rollout) for rollout in rollouts]),
-        torch.repeat_interleave(torch.arange(len(lengths)), lengths),
+        segments if packed.place is None else segments[packed.place],
         None if old is None else of_tokens([old[member] for member in members]),
         None if ref is None else of_tokens([ref[member] for member in members]),
     )
