@@ -25,7 +25,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -90,6 +90,11 @@ class Bench:
     @property
     def dtype(self) -> torch.dtype:
         return torch.bfloat16 if self.device.type == "cuda" else torch.float32
+
+    @property
+    def backend(self) -> str:
+        """Of torch.compile. On a CPU the script is checked without waiting for a C++ compiler."""
+        return "inductor" if self.device.type == "cuda" else "aot_eager"
 
     def peak(self) -> float:
         if self.dtype not in self.peaks:
@@ -164,7 +169,11 @@ SIZES = {
 def new_model(bench: Bench, name: str) -> Policy:
     torch.manual_seed(0)
     with bench.device:
-        return new_policy(bench.config(name))
+        policy = new_policy(bench.config(name))
+    engines = available_engines(bench.device)
+    if engines[0] in bench.wrong:  # what `auto` would take
+        policy.attention = next(engine for engine in engines if engine not in bench.wrong)
+    return policy
 
 
 # rows
@@ -290,9 +299,9 @@ def loss_correctness(bench: Bench) -> Iterator[Row]:
 
 
 def kernel_correctness(bench: Bench, row: PackedBatch, expected: Tensor) -> Iterator[Row]:
-    """Compiled blocks on rows of several lengths, and Liger's where it is installed."""
+    """Compiled blocks on rows of several lengths."""
     compiled = small_model(bench)
-    compile_blocks(compiled, backend="inductor" if bench.device.type == "cuda" else "aot_eager")
+    compile_blocks(compiled, bench.backend)
     graphs = []
     for lengths in ([40, 3, 129, 17], [70, 20], [200, 9, 9], [33, 33, 33]):
         batch = on(bench.device, small_row(97, lengths))
@@ -301,12 +310,6 @@ def kernel_correctness(bench: Bench, row: PackedBatch, expected: Tensor) -> Iter
     yield verdict(bench, "float32", "compile", compiled(row), expected, FLOAT32_ATOL)
     same = torch.tensor(float(graphs[-1] - graphs[0]))
     yield verdict(bench, f"graphs after rows of four lengths: {graphs}", "compile", same, torch.tensor(0.0), 0.0)
-    if not installed("liger_kernel") or bench.device.type != "cuda":
-        yield {"what": "kernels", "of": "liger", "result": "not available here"}
-        return
-    fused = small_model(bench)
-    use_kernels(fused, Kernels(liger=True))
-    yield verdict(bench, "float32", "liger", fused(row), expected, FLOAT32_ATOL)
 
 
 def generation_correctness(bench: Bench) -> Row:
@@ -383,10 +386,9 @@ class StepClock(L.Callback):
 def sft(bench: Bench, cells: Sequence[Cell]) -> Iterator[Row]:
     """SFTModule under Lightning's Trainer, one row an optimizer step, AdamW (fused)."""
     for cell in cells:
-        missing = cell.kernels.liger and not (installed("liger_kernel") and bench.device.type == "cuda")
         broken = bench.wrong & {name for name in ("compile", "liger") if getattr(cell.kernels, name)}
-        if missing or broken or bench.out_of_time():
-            why = "not installed" if missing else f"skipped: {broken} is wrong here" if broken else SKIPPED
+        if broken or bench.out_of_time():
+            why = f"skipped: {', '.join(broken)} is wrong here" if broken else SKIPPED
             yield {"what": cell.title, "result": why}
             continue
         bench.forget()
@@ -406,7 +408,9 @@ def trained(bench: Bench, cell: Cell) -> Row:
     full = cell.protocol == "full rows" or memory(shape, plan).total > 0.8 * room
     plan = plan._replace(checkpointing="full" if full else "none")
     policy.recompute(full)
-    use_kernels(policy, cell.kernels)
+    if cell.kernels.compile:
+        compile_blocks(policy, bench.backend)
+    use_kernels(policy, replace(cell.kernels, compile=False))
     if cell.pure_bf16:
         policy.to(bench.dtype)
     module = SFTModule(student=cell.shape, optimizer=partial(torch.optim.AdamW, fused=True))
@@ -469,11 +473,23 @@ def cells_of(shape: str, *, pure_bf16: bool = False) -> list[Cell]:
         return [Cell(shape, tokens, "real lengths", pure_bf16=pure_bf16) for tokens in lengths]
     full: list[Cell] = [Cell(shape, tokens, "full rows") for tokens in (*lengths, 65_536)]
     packed = [Cell(shape, tokens, "real lengths") for tokens in (*lengths, 65_536)]
-    options = [
-        Cell(shape, 16_384, "full rows", Kernels(compile=True)),
-        Cell(shape, 16_384, "full rows", Kernels(liger=True)),
-    ]
-    return full + packed + options
+    return [*full, *packed, Cell(shape, 16_384, "full rows", Kernels(compile=True))]
+
+
+# part: liger
+
+
+def liger(bench: Bench) -> Iterator[Row]:
+    """Liger's kernels: right, and how fast? The last part, because they replace transformers' own in the process."""
+    if not installed("liger_kernel") or bench.device.type != "cuda":
+        yield {"what": "liger", "result": "not available here"}
+        return
+    row = on(bench.device, small_row(97, [40, 3, 129, 17]))
+    expected = eager_logprobs(small_model(bench), row)
+    fused = small_model(bench)
+    use_kernels(fused, Kernels(liger=True))
+    yield verdict(bench, "float32", "liger", fused(row), expected, FLOAT32_ATOL)
+    yield from sft(bench, [Cell("Qwen3-0.6B", 16_384, "full rows", Kernels(liger=True))])
 
 
 # part: peers
@@ -618,59 +634,69 @@ def generate_seconds(bench: Bench, ids: np.ndarray, new: int) -> float:
 
 
 def grpo(bench: Bench) -> Iterator[Row]:
-    """One GRPO round of Qwen3-0.6B's shape by the functions of GRPOModule; rewards are coins, so that every group teaches."""
-    num_groups, group_size, prompt, new, max_tokens = (2, 2, 8, 8, 64) if bench.tiny else (16, 8, 128, 256, 16_384)
-    policy = new_model(bench, "Qwen3-0.6B")
-    optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-6, fused=True)
-    rng = np.random.default_rng(0)
-    prompts = rng.integers(0, policy.vocab_size, (num_groups, prompt)).tolist()
-    requests = [SampleRequest(str(n), k, tuple(ids)) for n, ids in enumerate(prompts) for k in range(group_size)]
-    sampling = Sampling(temperature=1.0, max_new_tokens=new)
-    times: list[dict[str, float]] = []
-    for number in range(1 if bench.tiny else 3):
-        generator = EmbeddedGenerator(
-            policy, [-1], lambda tokens: "", num_slots=len(requests), policy_version=number, logprobs=True
-        )
-        bench.wait()
-        began = time.perf_counter()
-        with torch.autocast(bench.device.type, dtype=torch.bfloat16, enabled=bench.device.type == "cuda"):
-            done = {(c.problem_id, c.sample_index): c for c in generator.stream(requests, sampling)}
-        bench.wait()
-        sampled = time.perf_counter()
-        coin = Verdict("correct", None, "", "", "none", "0")
-        rollouts = [
-            Rollout(Problem(r.problem_id, "", "", ""), r.prompt_ids, done[r.problem_id, r.sample_index], coin)
-            for r in requests
-        ]
-        rewards_NG = np.tile(np.arange(group_size) % 2, (num_groups, 1)).astype(float)
-        update(
-            bench,
-            policy,
-            optimizer,
-            Experience(rollouts, group_advantages(rewards_NG, AdvantageRule()).ravel()),
-            new,
-            max_tokens,
-        )
-        bench.wait()
-        times.append({"rollouts s": sampled - began, "update s": time.perf_counter() - sampled})
-    last = {name: median(t[name] for t in times[1:] or times) for name in times[0]}
-    yield {
-        "what": f"Qwen3-0.6B, {num_groups} x {group_size} rollouts of {prompt} + {new} tokens",
-        **last,
-        "rollout tokens/s": len(requests) * new / last["rollouts s"],
-        "trained tokens/s": len(requests) * (prompt + new) / last["update s"],
-        "peak GiB": bench.peak_gib(),
-    }
+    """A GRPO round of Qwen3-0.6B's shape by the functions of GRPOModule. Rewards alternate, so that every group teaches.
+
+    With bf16-mixed the module samples in the weights' own precision, which is float32; with bf16-true in bfloat16.
+    """
+    sizes = (2, 2, 8, 8) if bench.tiny else (16, 8, 128, 256)
+    num_groups, group_size, prompt, new = sizes
+    for pure in (False, True):
+        title = f"Qwen3-0.6B, {num_groups} x {group_size} rollouts of {prompt} + {new} tokens"
+        precision = precision_of(bench, Cell("", 0, "full rows", pure_bf16=pure))
+        if bench.out_of_time():
+            yield {"what": title, "precision": precision, "result": SKIPPED}
+            continue
+        bench.forget()
+        policy = new_model(bench, "Qwen3-0.6B").to(bench.dtype if pure else torch.float32)
+        optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-6, fused=True)
+        rounds = [grpo_round(bench, policy, optimizer, number, sizes) for number in range(2 if bench.tiny else 3)]
+        rollouts_s, update_s = (median(times) for times in zip(*rounds[1:], strict=True))
+        yield {
+            "what": title,
+            "precision": precision,
+            "rollouts s": rollouts_s,
+            "update s": update_s,
+            "rollout tokens/s": num_groups * group_size * new / rollouts_s,
+            "trained tokens/s": num_groups * group_size * (prompt + new) / update_s,
+            "peak GiB": bench.peak_gib(),
+        }
     bench.forget()
 
 
-def update(bench: Bench, policy: Policy, optimizer: Any, experience: Experience, new: int, max_tokens: int) -> None:
+def grpo_round(
+    bench: Bench, policy: Policy, optimizer: Any, number: int, sizes: tuple[int, int, int, int]
+) -> tuple[float, float]:
+    """Seconds of sampling, and of the update: packing, forward and backward passes, the optimizer's step."""
+    num_groups, group_size, prompt, new = sizes
+    prompts = np.random.default_rng(number).integers(0, policy.vocab_size, (num_groups, prompt)).tolist()
+    requests = [SampleRequest(str(n), k, tuple(ids)) for n, ids in enumerate(prompts) for k in range(group_size)]
+    generator = EmbeddedGenerator(
+        policy, [-1], lambda tokens: "", num_slots=len(requests), policy_version=number, logprobs=True
+    )
+    bench.wait()
+    began = time.perf_counter()
+    done = {(c.problem_id, c.sample_index): c for c in generator.stream(requests, Sampling(1.0, 1.0, new))}
+    bench.wait()
+    sampled = time.perf_counter()
+    nobody = Verdict("correct", None, "", "", "none", "0")
+    rollouts = [
+        Rollout(Problem(r.problem_id, "", "", ""), r.prompt_ids, done[r.problem_id, r.sample_index], nobody)
+        for r in requests
+    ]
+    rewards_NG = np.tile(np.arange(group_size) % 2, (num_groups, 1)).astype(float)
+    advantages_NG = group_advantages(rewards_NG, AdvantageRule())
+    update(bench, policy, optimizer, Experience(rollouts, advantages_NG.ravel()), new)
+    bench.wait()
+    return sampled - began, time.perf_counter() - sampled
+
+
+def update(bench: Bench, policy: Policy, optimizer: Any, experience: Experience, new: int) -> None:
     objective = Objective()
     everyone = np.arange(len(experience.rollouts))
     weights_R, used = step_weights(experience, everyone, objective, new)
     rollouts = [experience.rollouts[member] for member in used]
     optimizer.zero_grad()
-    for places in deal_rows(rollouts, max_tokens, 0, 1):
+    for places in deal_rows(rollouts, 64 if bench.tiny else 16_384, 0, 1):
         row = on(bench.device, policy_row(experience, weights_R, used[places]))
         with torch.autocast(bench.device.type, dtype=torch.bfloat16, enabled=bench.device.type == "cuda"):
             logprobs_T, entropies_T = policy(row.packed, 1.0, entropies=True)
@@ -692,6 +718,7 @@ PARTS: dict[str, Callable[[Bench], Iterator[Row]]] = {
     "peers": peers,
     "sft-1.5b": lambda bench: sft(bench, cells_of("Qwen2.5-1.5B")),
     "sft-7b": lambda bench: sft(bench, cells_of("Qwen2.5-7B", pure_bf16=True)),
+    "liger": liger,
 }
 
 
