@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parent.parent / "w2sr"
 
 FLOORS: list[set[str]] = [
-    {"types", "locations", "arithmetic"},
+    {"types", "locations", "arithmetic", "untried"},
     # pure rules: no Lightning, no transformers models
     {"rows", "runs", "templates", "tokenizer", "tools", "shards", "slurm"},
     {"traces", "problems", "packing", "verify", "puzzles", "losses", "logprobs"}
@@ -21,7 +21,7 @@ FLOORS: list[set[str]] = [
     # engines
     {"attention", "flops"},
     {"policy"},
-    {"sharding"},
+    {"sharding", "kernels"},
     {"rollouts", "metrics", "scores"},
     {"evaluation", "report", "trace_page"},
     {"distillation", "groups"},

@@ -1,9 +1,10 @@
-"""Packed attention under transformers' AttentionInterface: one function, three engines, and a slot cache for decoding.
+"""Packed attention under transformers' AttentionInterface: one function, four engines, and a slot cache for decoding.
 
 A model call passes `layout=` and the function registered here finds it among its keyword arguments:
 
-- `Packed`: a row of segments, each attending causally to itself only. Engines: flash-attn's varlen kernel, torch's
-  varlen attention, and grouped SDPA (segments of like length share one padded call; runs everywhere).
+- `Packed`: a row of segments, each attending causally to itself only. Engines: the varlen kernels of FlashAttention-3
+  (`flash3`, on Hopper) and of flash-attn (`flash`), torch's varlen attention (`varlen`), and grouped SDPA (`sdpa`:
+  segments of like length share one padded call; runs everywhere).
 - `Prefill`: the same, and the keys and values of each segment are stored in one slot or more of a `SlotCache`.
 - `Decode`: one new token for each of B slots. A decode step is a packed row of B segments of one token.
 
@@ -29,6 +30,7 @@ from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
 from w2sr.types import PackedBatch
+from w2sr.untried import say_if_untried
 
 ATTENTION_NAME = "w2sr_packed"
 MAX_PADDING_FRAC = 0.25
@@ -36,7 +38,10 @@ MAX_PADDING_FRAC = 0.25
 MIN_GROUP_TOKENS = 256
 """...unless it still holds fewer tokens than this: one more SDPA call costs more than padding so small a grid."""
 
-Engine = Literal["flash", "varlen", "sdpa"]
+HOPPER = 9
+"""Major compute capability of the GPUs that FlashAttention-3 is written for."""
+
+Engine = Literal["flash3", "flash", "varlen", "sdpa"]
 
 
 @dataclass(frozen=True)
@@ -124,6 +129,9 @@ def available_engines(device: torch.device) -> list[Engine]:
     """The engines that can run on `device`, best first."""
     engines: list[Engine] = []
     if device.type == "cuda":
+        hopper = torch.cuda.get_device_capability(device)[0] == HOPPER
+        if hopper and importlib.util.find_spec("flash_attn_interface") is not None:
+            engines.append("flash3")
         if importlib.util.find_spec("flash_attn") is not None:
             engines.append("flash")
         if importlib.util.find_spec("torch.nn.attention.varlen") is not None:
@@ -139,7 +147,8 @@ def resolve_engine(name: Engine | Literal["auto"], device: torch.device) -> Engi
     if name not in available:
         raise ValueError(
             f"attention={name} cannot run on device '{device}' here; available: {', '.join(available)}. "
-            "Set attention=auto, or install what it needs (flash: pip install 'w2sr[cuda]' on a CUDA machine)."
+            "Set attention=auto, or install what it needs (flash: pip install 'w2sr[cuda]' on a CUDA machine; flash3: "
+            "FlashAttention-3's package flash_attn_interface, built from its source, on a Hopper GPU)."
         )
     return name
 
@@ -225,20 +234,26 @@ def _varlen(query: Tensor, key: Tensor, value: Tensor, packed: Packed, scaling: 
 
 
 def _flash(query: Tensor, key: Tensor, value: Tensor, packed: Packed, scaling: float) -> Tensor:
-    from flash_attn import flash_attn_varlen_func
+    if packed.engine == "flash3":
+        from flash_attn_interface import flash_attn_varlen_func
+    else:
+        from flash_attn import flash_attn_varlen_func
 
     bounds, longest = packed.cu_seqlens, packed.max_seqlen
-    return cast(
-        Tensor,
-        flash_attn_varlen_func(query, key, value, bounds, bounds, longest, longest, softmax_scale=scaling, causal=True),
+    out = flash_attn_varlen_func(
+        query, key, value, bounds, bounds, longest, longest, softmax_scale=scaling, causal=True
     )
+    # early builds of FlashAttention-3 return the log-sum-exps beside it
+    return cast(Tensor, out[0] if isinstance(out, tuple) else out)
 
 
 def _attend_packed(query: Tensor, key: Tensor, value: Tensor, packed: Packed, scaling: float) -> Tensor:
+    if query.is_cuda:
+        say_if_untried(f"attention={packed.engine}")
     if packed.engine == "sdpa":
         assert packed.grid is not None
         return _grouped_sdpa(query, key, value, packed.grid, scaling)
-    engines: dict[str, Callable[..., Tensor]] = {"varlen": _varlen, "flash": _flash}
+    engines: dict[str, Callable[..., Tensor]] = {"varlen": _varlen, "flash": _flash, "flash3": _flash}
     attend = engines[packed.engine]
     if packed.source is None or packed.place is None:
         return attend(query, key, value, packed, scaling)

@@ -12,7 +12,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 CHUNK_ELEMENTS = 1 << 24
-"""Logits held at once (16.8 M values, 64 MiB in float32)."""
+"""Logits held at once (16.8 M values, 64 MiB in float32) on a CPU..."""
+CUDA_CHUNK_ELEMENTS = 1 << 27
+"""...and on a GPU (512 MiB). Every chunk reads and writes the embedding's whole gradient: with 110 tokens a chunk, as
+2²⁴ gives for Qwen's vocabulary, that traffic would be several times the time of its products there."""
 
 
 class _ChunkedLogprobs(torch.autograd.Function):
@@ -28,7 +31,7 @@ class _ChunkedLogprobs(torch.autograd.Function):
         logprobs_T = hidden_TE.new_empty(hidden_TE.shape[0], dtype=torch.float32)
         lse_T = torch.empty_like(logprobs_T)
         entropies_T = torch.empty_like(logprobs_T) if with_entropies else None
-        for rows in _chunks(hidden_TE.shape[0], weight_VE.shape[0]):
+        for rows in _chunks(hidden_TE, weight_VE.shape[0]):
             logits = _logits(hidden_TE[rows], weight_VE, temperature)
             lse_T[rows] = logits.logsumexp(-1)
             logprobs_T[rows] = logits.gather(-1, targets_T[rows, None])[:, 0] - lse_T[rows]
@@ -49,7 +52,7 @@ class _ChunkedLogprobs(torch.autograd.Function):
         grad_T = torch.zeros_like(lse_T) if grad_T is None else grad_T
         grad_hidden = torch.empty_like(hidden_TE)
         grad_weight = torch.zeros_like(weight_VE, dtype=torch.float32)
-        for rows in _chunks(hidden_TE.shape[0], weight_VE.shape[0]):
+        for rows in _chunks(hidden_TE, weight_VE.shape[0]):
             scale = grad_T[rows, None] / ctx.temperature
             log_p = _logits(hidden_TE[rows], weight_VE, ctx.temperature).sub_(lse_T[rows, None])
             # d logprob / d logits = onehot(target) - p,   d entropy / d logits = -p (log p + entropy)
@@ -76,7 +79,7 @@ class _SummedLogprobs(torch.autograd.Function):
         wanted = any(ctx.needs_input_grad)
         ctx.grad_hidden = torch.empty_like(hidden_TE) if wanted else None
         ctx.grad_weight = torch.zeros_like(weight_VE, dtype=torch.float32) if wanted else None
-        for rows in _chunks(hidden_TE.shape[0], weight_VE.shape[0]):
+        for rows in _chunks(hidden_TE, weight_VE.shape[0]):
             logprobs = _logits(hidden_TE[rows], weight_VE, temperature).log_softmax(-1)
             total += logprobs.gather(-1, targets_T[rows, None]).sum()
             if not wanted:
@@ -103,8 +106,9 @@ class _SummedLogprobs(torch.autograd.Function):
         return grad_hidden, grad_weight.to(ctx.dtype), None, None
 
 
-def _chunks(num_tokens: int, vocab_size: int) -> list[slice]:
-    size = max(1, CHUNK_ELEMENTS // vocab_size)
+def _chunks(hidden_TE: Tensor, vocab_size: int) -> list[slice]:
+    num_tokens, elements = hidden_TE.shape[0], CUDA_CHUNK_ELEMENTS if hidden_TE.is_cuda else CHUNK_ELEMENTS
+    size = max(1, elements // vocab_size)
     return [slice(start, min(start + size, num_tokens)) for start in range(0, num_tokens, size)]
 
 

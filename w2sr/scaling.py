@@ -15,8 +15,8 @@ Precision = Literal["32-true", "bf16-mixed", "bf16-true"]
 Checkpointing = Literal["none", "selective", "full"]
 
 GIB = 2**30
-LOGITS_CHUNK = 1 << 24
-"""Logits that exist at once (`w2sr.logprobs.CHUNK_ELEMENTS`), three times: as they are, exponentiated, and rounded."""
+LOGITS_CHUNK = 1 << 27
+"""Logits that exist at once (`w2sr.logprobs.CUDA_CHUNK_ELEMENTS`), three times: as are, exponentiated, and rounded."""
 
 
 class Shape(NamedTuple):

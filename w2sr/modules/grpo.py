@@ -19,7 +19,6 @@ from typing import Any, Literal, cast
 import lightning as L
 import numpy as np
 import torch
-from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
@@ -28,6 +27,7 @@ from w2sr.attention import Engine
 from w2sr.chat import Chat
 from w2sr.curriculum import DynamicSampling
 from w2sr.groups import Experience, minibatches, num_tokens, round_metrics, step_weights
+from w2sr.kernels import Kernels
 from w2sr.losses import Objective, policy_loss
 from w2sr.metrics import PassAtK
 from w2sr.modules.cards import grpo_card
@@ -35,6 +35,7 @@ from w2sr.modules.checkpoints import check_same_student, student_identity, write
 from w2sr.modules.collect import Collected, Collector, check_positive, check_room, check_sampling
 from w2sr.modules.fsdp2 import sharding_of
 from w2sr.modules.optimization import (
+    OptimizerCallable,
     build_optimizer,
     clip_gradients,
     gradient_sync,
@@ -72,6 +73,7 @@ class GRPOModule(L.LightningModule):
         attention: packed attention engine.
         trust_remote_code: allow code from the model's repository.
         gradient_checkpointing: compute each block's activations again in the backward pass.
+        kernels: how the blocks are computed: by torch as written, compiled, or by Liger's kernels.
         lora: train low-rank adapters and the stop token's embedding instead of all weights.
         optimizer: optimizer class with its arguments; its `lr` is overruled by `learning_rates.grpo`.
         learning_rates: kind of training (`sft`, `grpo`) → peak learning rate that suits this student.
@@ -108,6 +110,7 @@ class GRPOModule(L.LightningModule):
         attention: Engine | Literal["auto"] = "auto",
         trust_remote_code: bool = False,
         gradient_checkpointing: Recompute = False,
+        kernels: Kernels = Kernels(),
         lora: LoRA | None = None,
         optimizer: OptimizerCallable = torch.optim.AdamW,
         learning_rates: dict[str, float] | None = None,
@@ -137,11 +140,10 @@ class GRPOModule(L.LightningModule):
         self.student, self.teacher = student, teacher
         self.template, self.stop_token, self.trust_remote_code = template, stop_token, trust_remote_code
         self.dtype_name, self.attention = dtype, attention
-        self.gradient_checkpointing, self.lora = gradient_checkpointing, lora
+        self.gradient_checkpointing, self.kernels, self.lora = gradient_checkpointing, kernels, lora
         self.optimizer, self.warmup_frac, self.min_lr_frac = optimizer, warmup_frac, min_lr_frac
         self.clip_norm, self.learning_rate = clip_norm, (learning_rates or {}).get("grpo", 1e-6)
-        self.engine, self.max_staleness = engine, max_staleness
-        self.sampling, self.num_slots = sampling, num_slots
+        self.engine, self.max_staleness, self.sampling, self.num_slots = engine, max_staleness, sampling, num_slots
         self.rollouts = rollouts or Sampling(1.0, 1.0, sampling.max_new_tokens, sampling.seed)
         self.group_size, self.mask_cut_off, self.dynamic_sampling = group_size, mask_cut_off, dynamic_sampling
         self.rewards = rewards or {"correct": RewardTerm(Correct())}
@@ -185,6 +187,7 @@ class GRPOModule(L.LightningModule):
             trust_remote_code=self.trust_remote_code,
             lora=self.lora,
             gradient_checkpointing=self.gradient_checkpointing,
+            kernels=self.kernels,
         )
 
     def configure_optimizers(self) -> Any:

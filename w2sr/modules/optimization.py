@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
@@ -17,6 +16,9 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from w2sr.modules.ranks import on_all_ranks
 from w2sr.runs import RefusedByAll
+
+OptimizerCallable = Callable[[Iterable], Optimizer]
+"""An optimizer class with its arguments, as `lightning.pytorch.cli` has it: importing that costs the command line."""
 
 
 def build_optimizer(

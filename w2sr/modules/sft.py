@@ -14,18 +14,19 @@ from typing import Any, Literal, cast
 
 import lightning as L
 import torch
-from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from w2sr.attention import Engine
 from w2sr.chat import Chat
+from w2sr.kernels import Kernels
 from w2sr.losses import sft_loss
 from w2sr.metrics import PassAtK
 from w2sr.modules.cards import sft_card
 from w2sr.modules.checkpoints import check_same_student, student_identity, write_whole_checkpoints
 from w2sr.modules.fsdp2 import sharding_of
 from w2sr.modules.optimization import (
+    OptimizerCallable,
     build_optimizer,
     clip_gradients,
     gradient_sync,
@@ -59,6 +60,7 @@ class SFTModule(L.LightningModule):
         trust_remote_code: allow code from the model's repository.
         gradient_checkpointing: compute the activations of every block (true), or of every second one (`selective`),
             again in the backward pass.
+        kernels: how the blocks are computed: by torch as written, compiled, or by Liger's kernels.
         lora: train low-rank adapters and the stop token's embedding instead of all weights.
         optimizer: optimizer class with its arguments; its `lr` is overruled by `learning_rates.sft`.
         learning_rates: kind of training (`sft`, `grpo`) → peak learning rate that suits this student.
@@ -79,6 +81,7 @@ class SFTModule(L.LightningModule):
         attention: Engine | Literal["auto"] = "auto",
         trust_remote_code: bool = False,
         gradient_checkpointing: Recompute = False,
+        kernels: Kernels = Kernels(),
         lora: LoRA | None = None,
         optimizer: OptimizerCallable = torch.optim.AdamW,
         learning_rates: dict[str, float] | None = None,
@@ -93,7 +96,7 @@ class SFTModule(L.LightningModule):
         self.student, self.teacher = student, teacher
         self.template, self.stop_token = template, stop_token
         self.dtype_name, self.attention, self.trust_remote_code = dtype, attention, trust_remote_code
-        self.gradient_checkpointing, self.lora = gradient_checkpointing, lora
+        self.gradient_checkpointing, self.kernels, self.lora = gradient_checkpointing, kernels, lora
         self.optimizer, self.warmup_frac, self.min_lr_frac = optimizer, warmup_frac, min_lr_frac
         self.clip_norm = clip_norm
         self.learning_rate = (learning_rates or {}).get("sft", 1e-5)
@@ -135,6 +138,7 @@ class SFTModule(L.LightningModule):
             trust_remote_code=self.trust_remote_code,
             lora=self.lora,
             gradient_checkpointing=self.gradient_checkpointing,
+            kernels=self.kernels,
         )
 
     def on_fit_start(self) -> None:

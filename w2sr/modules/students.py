@@ -9,6 +9,7 @@ import lightning as L
 
 from w2sr.attention import Engine
 from w2sr.chat import Chat
+from w2sr.kernels import Kernels, use_kernels
 from w2sr.modules.fsdp2 import sharding_of
 from w2sr.policy import DTypeName, LoRA, Policy, Recompute, empty_policy, load_policy
 from w2sr.sharding import Sharding, load_shards, shard_policy
@@ -24,19 +25,29 @@ def place_policy(
     trust_remote_code: bool = False,
     lora: LoRA | None = None,
     gradient_checkpointing: Recompute = False,
+    kernels: Kernels = Kernels(),
 ) -> Policy:
     """Loads a model whole (`sharding` None), or each rank its shard of it: never the whole model in one process.
 
     Args:
         chat: the model's own; its vocabulary must fit the embedding, and adapters train the row of its stop token.
         sharding: see `w2sr.modules.fsdp2.sharding_of`.
+
+    Raises:
+        ValueError: compiled blocks are asked for together with sharding, which was never tried.
     """
+    if sharding is not None and kernels.compile:
+        raise ValueError(
+            "model.kernels.compile=true with trainer.strategy=fsdp2 is not known to work. Set one of them otherwise: "
+            "trainer.strategy=ddp, or model.kernels.compile=false."
+        )
     load = load_policy if sharding is None else empty_policy
     policy = load(model, dtype=dtype, attention=attention, trust_remote_code=trust_remote_code)
     chat.check_vocabulary(policy.vocab_size)
     if lora is not None:
         policy.add_lora(lora, chat.stop_token_ids[0])
     policy.recompute(gradient_checkpointing)
+    use_kernels(policy, kernels)
     if sharding is not None:
         shard_policy(policy, sharding)
         load_shards(policy, model)
