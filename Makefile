@@ -1,4 +1,4 @@
-# make setup | setup-vllm | demo | test | lint | bench | clean
+# make setup | setup-vllm | demo | test | lint | bench | bench-cpu | clean
 # PIP_ARGS is passed to every pip install, for example to name an index with CPU builds of torch.
 PYTHON ?= python3
 VENV ?= .venv
@@ -10,7 +10,7 @@ BIN_VLLM := $(VENV_VLLM)/bin
 # Where bench finds real traces and tokenizers; the pages are written to docs/results.
 DATA ?= ../shared/data
 
-.PHONY: setup setup-vllm demo test lint bench clean
+.PHONY: setup setup-vllm demo test lint bench bench-cpu clean
 
 setup: $(VENV)/.ready
 
@@ -56,6 +56,11 @@ bench: setup setup-vllm
 	$(BIN)/python benchmarks/generation.py --out docs/results/generation.md
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/grpo_step.py --data $(DATA) --out docs/results/grpo_step.md
 	OMP_NUM_THREADS=1 $(BIN_VLLM)/python benchmarks/engines.py --out docs/results/engines.md
+
+# Minutes, one table: every CPU ratio against benchmarks/cpu_baseline.json. Fails where one is slower than its tolerance.
+bench-cpu: setup
+	$(BIN)/pip install --quiet $(PIP_ARGS) -c constraints.txt -e '.[bench]'
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/cpu.py --data $(DATA) --out docs/results/cpu.md
 
 clean:
 	rm -rf $(VENV) $(VENV_VLLM) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -26,7 +26,6 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from transformers import AutoModelForCausalLM, Qwen3Config, TrainerCallback
 from transformers.utils import logging as transformers_logging
-from trl import SFTConfig, SFTTrainer
 
 from w2sr.chat import Chat
 from w2sr.datamodules.steps import StepDataset, StepLoader
@@ -163,6 +162,8 @@ def run_ours(job: Job) -> Run:
 
 def run_peer(job: Job, setting: Setting) -> Run:
     """One epoch with TRL's SFTTrainer: no checkpointing of activations, no saving, no reports."""
+    from trl import SFTConfig, SFTTrainer  # here, because our side is measured without it too
+
     L.seed_everything(0, verbose=False)
     clock = Clock()
     # one row of T tokens holds about T / mean length traces
