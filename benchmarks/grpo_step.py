@@ -415,8 +415,7 @@ counts)."""
   almost alone. *Train* is forward, loss, backward and update.
 
 {body}
-Not run: GPUs; vLLM; `use_transformers_continuous_batching`, which sizes its cache by the memory of a GPU; several updates a
-round, and a reference policy.
+Not run: GPUs; vLLM; several updates a round, and a reference policy. TRL's `use_transformers_continuous_batching` gave no result on this CPU within four minutes.
 """
 
 
