@@ -32,7 +32,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "gspo": {"objective": {"loss": "gspo"}},
     "cispo": {"objective": {"loss": "cispo"}},
 }
-COMMON = {"minibatches": 2, "warmup_frac": 0.1}
+COMMON = {"minibatches": 2, "warmup_frac": 0.1, "min_lr_frac": 1.0}
 """Two optimizer steps a round: with one, every ratio is 1 and nothing is ever clipped."""
 STEP_PROBLEMS = 16
 NOTES = {
