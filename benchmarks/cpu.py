@@ -310,7 +310,7 @@ def main() -> None:
     verdicts = {row.name: verdict(median(row.ratios), baseline.get(row.name)) for row in rows if row.ratios}
     if args.record:
         now = {row.name: record(row.ratios, load_a_core(), versions()) for row in rows if row.ratios}
-        baseline |= now
+        baseline = read_baseline(BASELINE) | now  # another command may have recorded other rows meanwhile
         write_baseline(BASELINE, baseline)
         verdicts = dict.fromkeys(verdicts, RECORDED)
     common.write(args.out, page(rows, baseline, verdicts, rounds))
@@ -339,7 +339,8 @@ def page(rows: Sequence[Row], baseline: Mapping[str, Recorded], verdicts: Mappin
 - The *baseline* is `benchmarks/{BASELINE.name}`. Its *tolerance* is the spread of the single rounds when it was recorded,
   and at least {100 * LEAST_TOLERANCE:.0f} %. *Slower* is a ratio above the baseline by more than that.
 - *SFT*, *packing*, *verify*, *rollouts* and *GRPO step* run the functions of `sft_throughput.py`, `packing.py`, `verify.py`,
-  `generation.py` and `grpo_step.py` on smaller jobs, with the peer in the setting that is best on the pages of those.
+  `generation.py` and `grpo_step.py` on smaller jobs, each side in one setting: the best on the page of that script, where it
+  has one. So these ratios watch us; the claims beside the peers are on those pages.
 - *Limit* of SFT: the model's operations at the rate of a 1024³ matrix product. *Start*: a whole process beside one that only
   imports `lightning.pytorch.cli`.
 """

@@ -116,3 +116,7 @@ def test_the_page_says_what_is_slower() -> None:
     )
     text = cpu.page(rows, {"SFT": RECORDED}, {"SFT": "as before", "start": "no baseline"}, rounds=1)
     assert "**Nothing is slower than before. Without a baseline: start.**" in text
+
+
+def test_the_committed_baseline_is_one() -> None:
+    assert cpu_baseline.read_baseline(cpu_baseline.BASELINE)
