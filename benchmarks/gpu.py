@@ -26,7 +26,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from statistics import median
 from typing import Any, Literal, NamedTuple
@@ -78,14 +78,12 @@ class Bench:
         tiny: everything is shrunk: a check of the script.
         deadline: `time.monotonic()` at which no further measurement begins.
         wrong: engines and kernels that `correctness` found wrong: nothing is timed with them.
-        peak: measured rate of a large matrix product in operations a second, by dtype.
     """
 
     device: torch.device
     tiny: bool
     deadline: float
     wrong: set[str] = field(default_factory=set)
-    peaks: dict[torch.dtype, float] = field(default_factory=dict)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -96,11 +94,10 @@ class Bench:
         """Of torch.compile. On a CPU the script is checked without waiting for a C++ compiler."""
         return "inductor" if self.device.type == "cuda" else "aot_eager"
 
+    @cached_property
     def peak(self) -> float:
-        if self.dtype not in self.peaks:
-            size = 128 if self.tiny else None
-            self.peaks[self.dtype] = matmul_peak(self.device, self.dtype, size, 0.05 if self.tiny else 1.0)
-        return self.peaks[self.dtype]
+        """Measured rate of a large matrix product, in operations a second."""
+        return matmul_peak(self.device, self.dtype, 128 if self.tiny else None, 0.05 if self.tiny else 1.0)
 
     def out_of_time(self) -> bool:
         return time.monotonic() > self.deadline
@@ -170,9 +167,8 @@ def new_model(bench: Bench, name: str) -> Policy:
     torch.manual_seed(0)
     with bench.device:
         policy = new_policy(bench.config(name))
-    engines = available_engines(bench.device)
-    if engines[0] in bench.wrong:  # what `auto` would take
-        policy.attention = next(engine for engine in engines if engine not in bench.wrong)
+    if available_engines(bench.device)[0] in bench.wrong:  # what `auto` would take
+        policy.attention = "sdpa"
     return policy
 
 
@@ -196,7 +192,8 @@ def steps_of(protocol: Protocol, tokens: int, vocabulary: int, count: int) -> li
         lengths = np.exp(rng.normal(np.log(middle), 0.8, size=4 * count * tokens // middle)).astype(int)
         lengths = lengths.clip(8, tokens)
         plan = plan_epoch(lengths, seed=0, epoch=0, max_tokens=tokens, step_sequences=len(lengths))
-        chosen = plan.step_rows(0)[:count]
+        packed = plan.step_rows(0)  # those with the longest documents come first
+        chosen = packed[:: len(packed) // count][:count]
         rows = [[document(rng, n, n // 5, vocabulary) for n in lengths[row].tolist()] for row in chosen]
     assert len(rows) == count, "enough documents for all rows"
     return [
@@ -341,7 +338,7 @@ def installed(package: str) -> bool:
 
 def ceilings(bench: Bench) -> Iterator[Row]:
     """The rates that nothing on this machine exceeds: a large matrix product, and a copy of memory."""
-    yield {"what": f"matrix product, {bench.dtype}".replace("torch.", ""), "TFLOP/s": bench.peak() / 1e12}
+    yield {"what": f"matrix product, {bench.dtype}".replace("torch.", ""), "TFLOP/s": bench.peak / 1e12}
     numbers = torch.empty(1 << (16 if bench.tiny else 30), dtype=torch.uint8, device=bench.device)
     target = torch.empty_like(numbers)
     seconds = bench.seconds(lambda: target.copy_(numbers), repeats=20)
@@ -400,7 +397,7 @@ def sft(bench: Bench, cells: Sequence[Cell]) -> Iterator[Row]:
 
 
 def trained(bench: Bench, cell: Cell) -> Row:
-    tokens = cell.tokens // 64 if bench.tiny else cell.tokens
+    tokens, peak = cell.tokens // 64 if bench.tiny else cell.tokens, bench.peak
     policy = new_model(bench, cell.shape)
     plan = Plan(1, sharded=False, precision=precision_of(bench, cell), row_tokens=tokens)
     shape = Shape.of(policy.lm.config.to_dict())
@@ -422,7 +419,7 @@ def trained(bench: Bench, cell: Cell) -> Row:
     # rows differ: the rate of each, and the median of the rates
     rates = [sum(step.lengths) / seconds for step, seconds in zip(counted, times, strict=True)]
     used = [
-        training_flops(policy.lm, step.lengths, step.num_loss_tokens) / seconds / bench.peak()
+        training_flops(policy.lm, step.lengths, step.num_loss_tokens) / seconds / peak
         for step, seconds in zip(counted, times, strict=True)
     ]
     return {

@@ -102,3 +102,9 @@ def test_the_three_filters_differ_in_nothing_else() -> None:
     for other in texts[1:]:
         changed = [(a.strip(), b.strip()) for a, b in zip(texts[0], other, strict=True) if a != b]
         assert [a.split(":")[0] for a, _ in changed] == ["keep", "default_root_dir"]
+
+
+def test_both_modules_have_the_keys_of_kernels() -> None:
+    for name in ("w2sr", "grpo"):
+        parsed = parse(CONFIGS / f"{name}.yaml", extra=("--model.init_args.kernels.compile=true",))
+        assert parsed.model.init_args.kernels.as_dict() == {"compile": True, "liger": False}
