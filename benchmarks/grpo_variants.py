@@ -1,7 +1,7 @@
 """Learning curves of five policy losses on the miniature: three seeds each, the learning rate chosen on validation problems.
 
 Every arm is `configs/grpo.yaml` with a few keys changed. Each variant first runs with every learning rate and seed 0; the
-rate with the best plateau (mean validation Pass@1 of the last three validations) runs with the other seeds. Runs that are
+rate with the best end (mean validation Pass@1 of the last three validations) runs with the other seeds. Runs that are
 there already are not run again, so a study that was stopped goes on with the same command.
 
     OMP_NUM_THREADS=1 python benchmarks/grpo_variants.py --runs runs/study/grpo --w2sr runs/w2sr_p --out docs/results/grpo_variants.md
@@ -39,8 +39,8 @@ NOTES = {
     "dapo": "with dynamic sampling, as published",
     "dr_grpo": "advantages without a standard deviation, as published",
 }
-PLATEAU = 3
-"""So many last validations are the plateau."""
+NUM_LAST = 3
+"""So many last validations are averaged."""
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,8 @@ class Curve:
     lines: list[dict[str, Any]]
 
     @property
-    def plateau(self) -> float:
-        return statistics.mean(self.passes[-PLATEAU:])
+    def end(self) -> float:
+        return statistics.mean(self.passes[-NUM_LAST:])
 
     def reached(self, level: float) -> float | None:
         """Seconds of training until a validation first reached `level`."""
@@ -125,7 +125,7 @@ def study(
             for variant in VARIANTS
             for rate in rates
         }
-        chosen = {v: max(rates, key=lambda rate: first[v, rate].result().plateau) for v in VARIANTS}
+        chosen = {v: max(rates, key=lambda rate: first[v, rate].result().end) for v in VARIANTS}
         rest = {
             (variant, seed): pool.submit(run, Arm(variant, chosen[variant], seed), folder, rounds)
             for variant in VARIANTS
@@ -182,8 +182,8 @@ def main() -> None:
     lines, choice, curves = [], [], {}
     for variant, by_rate, rate, of_seeds in study(args.runs, args.rates, args.seeds, args.rounds, args.workers):
         curves[variant] = of_seeds
-        choice.append([variant, *(f"{100 * by_rate[r].plateau:.1f}" for r in args.rates), f"{rate:g}"])
-        plateaus = [100 * curve.plateau for curve in of_seeds]
+        choice.append([variant, *(f"{100 * by_rate[r].end:.1f}" for r in args.rates), f"{rate:g}"])
+        ends = [100 * curve.end for curve in of_seeds]
         reached = [curve.reached(level) for curve in of_seeds]
         seconds = [f"{s:.0f}" if s is not None else "never" for s in reached]
         last = [curve.lines[-1] for curve in of_seeds]
@@ -191,14 +191,16 @@ def main() -> None:
             [
                 variant,
                 f"{rate:g}",
-                " ".join(f"{p:.1f}" for p in plateaus),
-                f"{statistics.mean(plateaus):.1f}",
+                " ".join(f"{p:.1f}" for p in ends),
+                f"{statistics.mean(ends):.1f}",
                 f"{statistics.mean(c.seconds[-1] for c in of_seeds):.0f}",
                 f"{statistics.mean(sum(x['groups/sampled'] for x in c.lines) for c in of_seeds):.0f}",
                 " ".join(seconds),
                 f"{statistics.mean(x['rollouts/tokens_mean'] for x in last):.0f}",
             ]
         )
+    edges = [f"`{line[0]}`" for line in choice if float(line[-1]) in (min(args.rates), max(args.rates))]
+    edge = f" {', '.join(edges)}: the best rate is the grid's edge, so a rate beyond it may be better." if edges else ""
     image = args.out.with_suffix(".png")
     picture(curves, level, args.out.parent.parent / "images" / image.name)
     notes = "\n".join(
@@ -208,15 +210,16 @@ def main() -> None:
         common.head("Five policy losses on the miniature", ["torch", "transformers", "lightning"], "")
         + f"""
 `configs/grpo.yaml` with another loss, {args.rounds} rounds of {STEP_PROBLEMS} problems with 8 rollouts each, two optimizer steps a round, {len(args.seeds)} seeds; {args.workers} runs at a time.
-The plateau is the mean validation Pass@1 (300 problems, greedy) of the last {PLATEAU} validations, in per cent; seconds are of
-training, without validation. The W2SR-P student's last validation Pass@1 is {100 * level:.1f}.
+*End* is the mean validation Pass@1 (300 problems, greedy) of the last {NUM_LAST} validations, in per cent; where a curve still rises
+it is no plateau. Seconds are wall time of training without validation; other work shared the machine, so they tell orders of
+magnitude and do not rank the losses. The W2SR-P student's last validation Pass@1 is {100 * level:.1f}.
 
 ![Validation Pass@1 over rounds](../images/{image.name})
 
-{common.table(["loss", "learning rate", "plateau by seed", "mean", "seconds", "groups sampled", "seconds until the W2SR-P student's Pass@1, by seed", "tokens a rollout at the end"], lines)}
+{common.table(["loss", "learning rate", "end by seed", "mean", "seconds", "groups sampled", "seconds until the W2SR-P student's Pass@1, by seed", "tokens a rollout at the end"], lines)}
 {notes}
 
-The learning rate was chosen on validation problems, with seed {args.seeds[0]}: plateaus by learning rate.
+The learning rate was chosen on validation problems, with seed {args.seeds[0]}: *end* by learning rate.{edge}
 
 {common.table(["loss", *(f"{r:g}" for r in args.rates), "chosen"], choice)}"""
     )

@@ -1,6 +1,9 @@
 """Memory: the peak of our chunked log-probabilities beside full logits, at a vocabulary of 151,936.
 
     python benchmarks/memory.py --out docs/results/memory.md
+    python benchmarks/memory.py --policy --out docs/results/grpo_memory.md
+
+With `--policy` it is the loss of GRPO: log-probabilities and entropies of each token, ratio, clip and entropy bonus.
 
 Each case is a process of its own that computes the loss of one row and its gradients with respect to the hidden states
 and the output embedding; its peak is that of the resident set, less what was resident before the loss. Cases whose
@@ -22,7 +25,9 @@ import common
 import torch
 import torch.nn.functional as F
 
-from w2sr.logprobs import summed_logprobs
+from w2sr.logprobs import summed_logprobs, token_logprobs_and_entropies
+from w2sr.losses import Objective, policy_loss
+from w2sr.types import PackedBatch, PolicyRow
 
 GIB = 2**30
 ROWS = (4_096, 8_192, 16_384, 32_768, 65_536)
@@ -38,10 +43,16 @@ def main() -> None:
         "--hidden-size", type=int, default=256, help="E; small, so that the logits are what is measured"
     )
     parser.add_argument("--timed-tokens", type=int, default=65_536, help="longest row that is run")
+    parser.add_argument(
+        "--policy", action="store_true", help="the loss of GRPO instead of that of SFT, at 8,192 tokens"
+    )
     parser.add_argument("--case", nargs=2, metavar=("WAY", "TOKENS"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.case:
         print(json.dumps(measured(args.case[0], int(args.case[1]), args.vocab_size, args.hidden_size)))
+        return
+    if args.policy:
+        common.write(args.out, policy_page(args.vocab_size, args.hidden_size))
         return
     lines = []
     for tokens in (rows for rows in ROWS if rows <= args.timed_tokens):
@@ -59,6 +70,11 @@ def measured(way: str, tokens: int, vocab_size: int, hidden_size: int) -> dict[s
     before, began = resident(), time.perf_counter()
     if way == "chunked":
         loss = -summed_logprobs(hidden, weight, targets) / tokens
+    elif way == "policy":
+        loss = policy(*token_logprobs_and_entropies(hidden, weight, targets))
+    elif way == "policy-full":
+        logprobs = (hidden @ weight.T).log_softmax(-1)
+        loss = policy(logprobs.gather(-1, targets[:, None])[:, 0], -(logprobs.exp() * logprobs).sum(-1))
     else:
         loss = F.cross_entropy(hidden @ weight.T, targets)
     loss.backward()
@@ -70,6 +86,31 @@ def measured(way: str, tokens: int, vocab_size: int, hidden_size: int) -> dict[s
         "loss": loss.item(),
         "grad": weight.grad.norm().item(),
     }
+
+
+def policy(logprobs: torch.Tensor, entropies: torch.Tensor) -> torch.Tensor:
+    """The loss of one rollout of these tokens, whose policy has moved since it was sampled."""
+    count = len(logprobs)
+    old = logprobs.detach() + 0.1 * torch.randn(count)
+    whole = torch.zeros(count, dtype=torch.int64)
+    packed = PackedBatch(whole, whole, whole, torch.tensor([0, count], dtype=torch.int32), count)
+    row = PolicyRow(packed, torch.ones(count), torch.full((count,), 1 / count), old, whole, old)
+    return policy_loss(logprobs, entropies, row, Objective(entropy=0.01))[0]
+
+
+def policy_page(vocab_size: int, hidden_size: int) -> str:
+    tokens = 8_192
+    ours = in_process("policy", tokens, vocab_size, hidden_size)
+    small = [in_process(way, 512, vocab_size, hidden_size) for way in ("policy", "policy-full")]
+    apart = max(abs(small[1][key] - small[0][key]) / abs(small[1][key]) for key in ("loss", "grad"))
+    note = f"""Vocabulary V = {vocab_size:,}, hidden size {hidden_size}, float32; one completion of {tokens:,} tokens: log-probabilities, entropies,
+clipped ratio, entropy bonus, and the backward pass. Peak resident memory above what stood before (inputs excluded)."""
+    return f"""{common.head("Memory of the policy loss", ("torch",), note)}
+{common.table(["T", "one array [T, V] GiB", "peak GiB", "s"], [[f"{tokens:,}", f"{4 * tokens * vocab_size / GIB:.2f}", f"{ours['bytes'] / GIB:.2f}", f"{ours['seconds']:.0f}"]])}
+The logits are never whole: the peak, with the gradients of hidden states and embedding in it ({4 * vocab_size * hidden_size / GIB:.2f} GiB for the
+embedding), is less than one array of that size, of which full logits need several. Beside full logits at T = 512, loss and norm of the
+embedding's gradient differ by {apart:.0e} at most. Seconds are wall time on a machine that did other work too.
+"""
 
 
 def resident() -> int:

@@ -221,7 +221,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _lost_rank(error: Exception) -> str | None:
     """What to say where another process of the run died, or gave no sign for the time of the process group."""
     reason = str(error).splitlines()[0] if str(error) else ""
-    died = isinstance(error, torch.distributed.DistBackendError) or re.search(r"gloo.*(Connection|Timed out)", reason)
+    died = isinstance(error, torch.distributed.DistBackendError | torch.distributed.DistStoreError) or re.search(
+        r"gloo.*(Connection|Timed out)", reason
+    )
     if not died:
         return None
     return (

@@ -17,6 +17,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from w2sr.runs import newest_checkpoint, read_label
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 SAVE_LAST = {
     "class_path": "lightning.pytorch.callbacks.ModelCheckpoint",
@@ -142,6 +144,9 @@ def test_killed_at_any_moment_it_goes_on_bit_for_bit(
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
     assert not (folder / "finished.json").exists()
+    last = newest_checkpoint(folder)
+    label = read_label(last) if last is not None else None
+    assert label is not None and label.step % 4 == 0 and label.num_steps == 24  # 3 epochs of 2 rounds of 4 steps
     fit(config, "--ckpt_path", "last")
     assert rounds(folder) == rounds(whole) and len(rounds(whole)) == 6
     ours, theirs = (load_file(run / "student" / "model.safetensors") for run in (folder, whole))

@@ -200,7 +200,8 @@ def step(self, *given):
 SFTModule.training_step = step
 main()
 """
-TIMEOUT_S = 10
+TIMEOUT_S = 40
+"""The ranks must also meet within it when they start, on a machine that does other work."""
 
 
 @pytest.mark.parametrize(("how", "reason"), [("SIGKILL", "Connection"), ("SIGSTOP", "Timed out")])

@@ -14,6 +14,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_only
 
+from w2sr.modules import GRPOModule
 from w2sr.runs import Progress, Stopped, mark_finished, mark_unfinished, ways_on
 from w2sr.slurm import REQUEUE
 
@@ -152,6 +153,8 @@ def progress(trainer: L.Trainer) -> Progress:
     """How far `fit` is."""
     total = trainer.estimated_stepping_batches
     num_steps = None if total == float("inf") else int(total)
+    if isinstance(trainer.lightning_module, GRPOModule):  # a round is several optimizer steps
+        num_steps = trainer.lightning_module.num_steps()
     return Progress(trainer.global_step, num_steps, trainer.current_epoch)
 
 

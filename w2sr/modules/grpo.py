@@ -192,10 +192,10 @@ class GRPOModule(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         optimizer = build_optimizer(self.optimizer, self.learning_rate, self.named_parameters())
-        scheduler = warmup_cosine(optimizer, self._num_updates(), self.warmup_frac, self.min_lr_frac)
+        scheduler = warmup_cosine(optimizer, self.num_steps(), self.warmup_frac, self.min_lr_frac)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
-    def _num_updates(self) -> int:
+    def num_steps(self) -> int:
         """Optimizer steps of the whole run. `trainer.max_steps` counts those; an epoch counts rounds."""
         self.trainer.fit_loop.setup_data()
         rounds = (self.trainer.max_epochs or -1) * int(self.trainer.num_training_batches)
