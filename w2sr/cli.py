@@ -127,6 +127,7 @@ class W2SRCLI(LightningCLI):
                 "trainer.use_distributed_sampler=true would deal every optimizer step out to the processes a second "
                 "time: the loaders give each process its own share already. Remove the key, or set it to false."
             )
+        _refuse_automatic_optimization(wanted)
         folder = wanted.get("default_root_dir") or "runs/unnamed"
         if wanted.get("logger") in (None, True):
             kwargs["logger"] = TensorBoardLogger(folder, name="", version="")
@@ -148,6 +149,22 @@ def _devices_a_node(trainer: Mapping[str, Any]) -> int:
     if str(devices) in ("auto", "-1"):
         return 1 if trainer.get("accelerator") == "cpu" else max(1, torch.cuda.device_count())
     return int(devices)
+
+
+def _refuse_automatic_optimization(wanted: Any) -> None:
+    """Raises a ValueError for keys of the trainer that are keys of our modules: their optimisation is manual."""
+    if wanted.get("gradient_clip_val"):
+        value = wanted["gradient_clip_val"]
+        raise ValueError(
+            f"trainer.gradient_clip_val={value}: the modules clip by the norm of the whole optimizer step themselves. "
+            f"Remove the key, and set model.init_args.clip_norm={value}."
+        )
+    if wanted.get("accumulate_grad_batches") not in (None, 1):
+        raise ValueError(
+            f"trainer.accumulate_grad_batches={wanted['accumulate_grad_batches']}: one batch is one whole optimizer "
+            "step (of GRPO, one round) already, in as many micro-steps as it takes. Remove the key; the size of a "
+            "step is data.init_args.step_sequences (of GRPO, data.init_args.step_problems and model.init_args.group_size)."
+        )
 
 
 def register_strategies() -> None:

@@ -7,7 +7,7 @@ import inspect
 import os
 import re
 import sys
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import lightning as L
 from lightning.pytorch.cli import LightningArgumentParser
@@ -24,13 +24,30 @@ _NOISE = re.compile(
 class Parser(LightningArgumentParser):
     """LightningCLI's parser with one-message errors. W2SR_TRACEBACK=1 shows where an error was raised."""
 
+    def _get_option_tuples(self, option_string: str) -> list[Any]:
+        """None: argparse would take `--trainer.max_epoch` for `max_epochs`, and many a typing error like it."""
+        return []
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if not self.exit_on_error:  # a parser inside another one, which says it with its own context
             super().error(message, ex)
         if os.environ.get("W2SR_TRACEBACK") and ex is not None:
             raise ex
-        print(f"error: {config_letter(message)}", file=sys.stderr)
+        hint = _nearest_option(message, self._options())
+        print(f"error: {config_letter(message)}{hint}", file=sys.stderr)
         sys.exit(2)
+
+    def _options(self) -> set[str]:
+        """The options of this parser and of its subcommands."""
+        parsers = [self, *(getattr(self._subcommands_action, "_name_parser_map", None) or {}).values()]
+        return {option for parser in parsers for option in parser._option_string_actions}
+
+
+def _nearest_option(message: str, options: set[str]) -> str:
+    """A hint for an option that is not known, where one like it is."""
+    unknown = re.search(r"unrecognized arguments: (--[\w.]+)", message)
+    hint = nearest(unknown[1], sorted(options)) if unknown else ""
+    return f".{hint}" if hint else ""
 
 
 def config_letter(message: str) -> str:

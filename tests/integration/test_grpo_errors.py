@@ -143,3 +143,18 @@ def test_rounds_that_teach_nothing_are_warned_of_with_the_cause(
     assert sum("rounds in a row" in str(warning.message) for warning in told) == 1
     before, after = (load_file(run / "model.safetensors") for run in (tiny_world.student, tmp_path / "run" / "student"))
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_keys_of_the_trainer_that_are_the_module_s(refused: Refused) -> None:
+    assert "set model.init_args.clip_norm=0.5" in refused(trainer__gradient_clip_val=0.5)
+    assert "Remove the key; the size of a step is" in refused(trainer__accumulate_grad_batches=4)
+
+
+def test_a_callback_of_fine_tuning(refused: Refused) -> None:
+    letter = refused(trainer__callbacks=[{"class_path": "w2sr.callbacks.Throughput"}])
+    assert "Throughput measures SFTModule, and the model is GRPOModule" in letter
+
+
+def test_the_beginning_of_a_key_is_no_key(refused: Refused) -> None:
+    assert "Did you mean '--trainer.max_epochs'" in refused("--trainer.max_epoch=1")
+    assert "unrecognized arguments: --objective.clip_lo" in refused("--model.init_args.objective.clip_lo=0.1")

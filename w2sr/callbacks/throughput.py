@@ -9,6 +9,7 @@ import lightning as L
 import torch
 
 from w2sr.flops import matmul_peak, training_flops
+from w2sr.modules import SFTModule
 from w2sr.types import StepBatch
 
 
@@ -28,6 +29,11 @@ class Throughput(L.Callback):
         self._began: float | None = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        if not isinstance(pl_module, SFTModule):
+            raise ValueError(
+                f"The callback Throughput measures SFTModule, and the model is {type(pl_module).__name__}. Leave it "
+                "out; GRPO logs speed/rollout_tokens_per_s and speed/train_tokens_per_s itself."
+            )
         if self.peak is None:
             dtype = torch.bfloat16 if "bf16" in str(trainer.precision) else torch.float32
             self.peak = matmul_peak(pl_module.device, dtype)
