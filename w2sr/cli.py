@@ -162,8 +162,8 @@ def _refuse_automatic_optimization(wanted: Any) -> None:
     if wanted.get("accumulate_grad_batches") not in (None, 1):
         raise ValueError(
             f"trainer.accumulate_grad_batches={wanted['accumulate_grad_batches']}: one batch is one whole optimizer "
-            "step (of GRPO, one round) already, in as many micro-steps as it takes. Remove the key; the size of a "
-            "step is data.init_args.step_sequences (of GRPO, data.init_args.step_problems and model.init_args.group_size)."
+            "step (of GRPO, one round) already. Remove the key; the size of a step is "
+            "data.init_args.step_sequences (of GRPO, data.init_args.step_problems and model.init_args.group_size)."
         )
 
 
