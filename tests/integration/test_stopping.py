@@ -131,6 +131,33 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been_stopped(
         assert names[0] == names[1], "no last-v1.ckpt beside it"
 
 
+@pytest.mark.parametrize(("first", "every"), [(0, 1), (0, 2), (2, 2)])
+def test_a_run_that_is_stopped_again_and_again(
+    first: int,
+    every: int,
+    whole: Path,
+    tmp_path: Path,
+    fit_config: FitConfig,
+    scalars: Scalars,
+    changes: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """In every step, in every second one, and from the last one of the first epoch on in every second one."""
+    run = tmp_path / "run"
+    config, words = fit_config(run, trainer__callbacks=[EXPORT], **changes), []
+    for step in range(first, 9, every):
+        with monkeypatch.context() as patch:
+            press_ctrl_c(patch, "training_step", step)
+            assert f"Stopped at optimizer step {step + 1} of 9 (epoch {step // 3})" in stopped(config, capfd, *words)
+        words = ["--ckpt_path", "last"]
+    main(["fit", "--config", str(config), *words])
+    for tag in ("train/loss", "train/learning_rate", "train/grad_norm", "val/loss", "val/pass@1"):
+        assert scalars(run, tag) == scalars(whole, tag), tag
+    weights = [load_file(folder / "student" / "model.safetensors") for folder in (run, whole)]
+    torch.testing.assert_close(*weights, atol=0, rtol=0)
+
+
 def test_the_letter_names_commands_that_work(
     tmp_path: Path,
     fit_config: FitConfig,

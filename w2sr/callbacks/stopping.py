@@ -53,6 +53,7 @@ class StopOnSignal(L.Callback):
         Only the main thread may set handlers. A process that was told to ignore SIGINT (a script's background job)
         goes on ignoring it.
         """
+        _count_new_epoch(trainer)
         self._asked = None
         if threading.current_thread() is threading.main_thread():
             heard = [signum for signum in SIGNALS if signal.getsignal(signum) != signal.SIG_IGN]
@@ -156,6 +157,18 @@ def progress(trainer: L.Trainer) -> Progress:
     if isinstance(trainer.lightning_module, GRPOModule):  # a round is several optimizer steps
         num_steps = trainer.lightning_module.num_steps()
     return Progress(trainer.global_step, num_steps, trainer.current_epoch)
+
+
+def _count_new_epoch(trainer: L.Trainer) -> None:
+    """Lets a run that goes on behind the last step of an epoch count the next epoch as begun.
+
+    Lightning takes it for the middle of that epoch and does not count the next one; a second stop there would then save
+    the counts of a run between two epochs, and what goes on from it would train an epoch too many.
+    """
+    loop = trainer.fit_loop
+    counts = loop.epoch_progress.total
+    if loop.restarted_mid_epoch and counts.processed == counts.started:
+        loop.reset_restart_stage()
 
 
 def _log_step(trainer: L.Trainer) -> None:
