@@ -166,7 +166,7 @@ def _count_new_epoch(trainer: L.Trainer) -> None:
     the counts of a run between two epochs, and what goes on from it would train an epoch too many.
     """
     loop = trainer.fit_loop
-    counts = loop.epoch_progress.total
+    counts: Any = loop.epoch_progress.total
     if loop.restarted_mid_epoch and counts.processed == counts.started:
         loop.reset_restart_stage()
 
