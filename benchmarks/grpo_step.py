@@ -15,8 +15,7 @@ import os
 import tempfile
 import time
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -83,16 +82,6 @@ class Step(NamedTuple):
         return sum(self.lengths) / self.cpu_s
 
 
-class CpuPhases(Phases):
-    """The same names with CPU seconds of this process: others share the machine."""
-
-    @contextmanager
-    def __call__(self, name: str) -> Iterator[None]:
-        began = time.process_time()
-        yield
-        self.seconds[name] = self.seconds.get(name, 0.0) + time.process_time() - began
-
-
 class Watch(Callback):
     """Times rounds of Lightning's trainer."""
 
@@ -134,7 +123,7 @@ def run_ours(job: Job, num_slots: int) -> Step:
         sampling=Sampling(max_new_tokens=job.max_new_tokens),
         max_tokens=8192,
     )
-    module.phases = CpuPhases()
+    module.phases = Phases(time.process_time)
     watch = Watch()
     with tempfile.TemporaryDirectory() as folder:
         trainer = L.Trainer(
@@ -156,7 +145,7 @@ class PeerWatch(TrainerCallback):
     """Times optimizer steps of TRL's trainer, and three of its methods inside them."""
 
     def __init__(self) -> None:
-        self.phases = CpuPhases()
+        self.phases = Phases(time.process_time)
         self.lengths: list[int] = []
         self.steps: list[Step] = []
 
