@@ -183,10 +183,11 @@ def grpo(data: Path, folder: Path) -> Benchmark:
     The policy is the miniature's teacher, which reasons as it stands.
     """
     import grpo_step as bench
+    from sft_throughput import MINIATURE
 
     bench.quiet()
-    job = bench.miniature_job(bench.MINIATURE / "teacher", 16)
-    small = bench.miniature_job(bench.MINIATURE / "teacher", 2)
+    teacher = MINIATURE / "teacher"
+    job, small = (bench.miniature_job(teacher, number) for number in (16, 2))
     setting = bench.Setting(32)
     other = f"TRL, {setting.name}"
     bench.run_ours(small, 16)

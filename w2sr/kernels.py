@@ -18,6 +18,11 @@ from w2sr.attention import ATTENTION_NAME, packed_attention
 from w2sr.policy import Policy
 from w2sr.untried import say_if_untried
 
+MOST_GRAPHS = 64
+"""Of one part of a block. A run needs more than Dynamo's 8, and beyond them Dynamo runs blocks as they are written and
+only logs that: rows, prefill and decode, each with gradients, without, and in inference mode; once more for a single
+token; and on a CPU for rows beyond two lengths, where inductor adds up more than 4,096 numbers otherwise."""
+
 
 @dataclass(frozen=True)
 class Kernels:
@@ -25,7 +30,8 @@ class Kernels:
 
     Attributes:
         compile: norms, rotary embeddings, MLP and projections by torch.compile, once for rows of all lengths. A block
-            is parted at attention, which keeps its own kernels. The first steps wait for the compiler.
+            is parted at attention, which keeps its own kernels. The first steps wait for the compiler. What it gains
+            and costs on a CPU: docs/results/compiled.md.
         liger: norms, rotary embeddings and SwiGLU by liger-kernel (arXiv 2410.10989), which needs a CUDA device. It
             replaces them in transformers' own module, so for every model of that type in the process.
     """
@@ -55,6 +61,7 @@ def compile_blocks(policy: Policy, backend: str = "inductor") -> None:
     shapes of the grid), and each new number would compile anew.
     """
     AttentionInterface.register(ATTENTION_NAME, torch.compiler.disable(packed_attention))
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MOST_GRAPHS)
     for block in policy.blocks():
         block.compile(backend=backend, dynamic=True)
 

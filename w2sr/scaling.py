@@ -9,10 +9,11 @@ token, and causal attention), volumes of ring collectives as in ZeRO.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 Precision = Literal["32-true", "bf16-mixed", "bf16-true"]
 Checkpointing = Literal["none", "selective", "full"]
+"""`model.gradient_checkpointing`: false, selective (every second block is computed again), true. From least to most."""
 
 GIB = 2**30
 LOGITS_CHUNK = 1 << 27
@@ -180,33 +181,42 @@ def activation_bytes(shape: Shape, checkpointing: Checkpointing, compute_bytes: 
 
     Of a block, without checkpointing: two norms (each its input and what it makes of it in float32 or the compute type,
     and its output), queries, keys, values and what attention returns, and four rows of the MLP (gate, its SiLU, up,
-    their product). `selective` keeps the results of matrix products and of attention, and makes the rest anew; `full`
-    keeps the input of each block, and holds one block whole while that is made anew.
+    their product). Of a block that is made anew (`full`: each, `selective`: the first and every second after it) only
+    the input is kept, until it is whole once more for its own backward pass: then no later block is there any longer.
     """
     attention = 2 * shape.heads * shape.head_dim + 2 * shape.kv_heads * shape.head_dim
     norm = (4 + 2 * compute_bytes) * shape.hidden
     normed = (shape.heads + shape.kv_heads) * shape.head_dim if shape.qk_norm else 0
     block = 2 * norm + (4 + compute_bytes) * normed + compute_bytes * (attention + 4 * shape.intermediate)
     ends = norm  # the last norm: its input, what it makes of it, and the loss's gradient of its output
-    if checkpointing == "none":
-        return shape.layers * block + ends
-    if checkpointing == "full":
-        return shape.layers * compute_bytes * shape.hidden + block + ends
-    products = compute_bytes * (attention + 2 * shape.intermediate + 2 * shape.hidden)
-    return shape.layers * products + block + ends
+    again = num_recomputed(shape, checkpointing)
+    kept = shape.layers - again
+    # the last block that is made anew: before it, in place of each later one that was kept
+    whole = {"none": kept, "selective": again, "full": 1}[checkpointing]
+    return whole * block + again * compute_bytes * shape.hidden + ends
+
+
+def num_recomputed(shape: Shape, checkpointing: Checkpointing) -> int:
+    """Blocks that the backward pass computes again, as `Policy.recompute` chooses them."""
+    return {"none": 0, "selective": -(-shape.layers // 2), "full": shape.layers}[checkpointing]
+
+
+def least_checkpointing(shape: Shape, plan: Plan, room: float) -> Plan:
+    """`plan` with the least checkpointing whose memory is below `room` bytes, else with all of it."""
+    plans = [plan._replace(checkpointing=kind) for kind in get_args(Checkpointing)]
+    return next((one for one in plans if memory(shape, one).total < room), plans[-1])
 
 
 def step_flops(shape: Shape, plan: Plan, recomputed: bool = False) -> float:
     """Operations of an optimizer step: 6 a weight and token, and causal attention inside of segments.
 
     Args:
-        recomputed: count the second forward pass of `full` checkpointing too, which model operations leave out.
+        recomputed: count the second forward pass of blocks that are made anew, which model operations leave out.
     """
-    body = shape.layers * shape.num_block + shape.hidden
-    attention = shape.layers * shape.heads * shape.head_dim * plan.segment_tokens
-    passes = 8 if recomputed and plan.checkpointing == "full" else 6
-    head = 6 * shape.vocabulary * shape.hidden
-    return plan.step_tokens * (passes * (body + attention) + head)
+    block = shape.num_block + shape.heads * shape.head_dim * plan.segment_tokens
+    again = num_recomputed(shape, plan.checkpointing) if recomputed else 0
+    ends = shape.hidden + shape.vocabulary * shape.hidden
+    return plan.step_tokens * (6 * (shape.layers * block + ends) + 2 * again * block)
 
 
 def step_time(shape: Shape, plan: Plan, machine: Machine = H100) -> StepTime:
@@ -232,7 +242,7 @@ def estimate(name: str, shape: Shape, plan: Plan, machine: Machine = H100) -> li
     parts, seconds = memory(shape, plan), step_time(shape, plan, machine)
     total = parts.total / GIB
     states = (parts.weights + parts.gradients + parts.optimizer) / GIB
-    fits = "yes" if total < 0.9 * machine.memory_gib else "no"
+    fits = "yes" if parts.total < usable_bytes(machine) else "no"
     low, high = max(seconds), sum(seconds)
     return [
         name,
@@ -266,17 +276,19 @@ HEADER = (
 )
 
 
+def usable_bytes(machine: Machine) -> float:
+    """What a plan may take of a GPU's memory: nine tenths, the rest for fragments and libraries."""
+    return 0.9 * machine.memory_gib * GIB
+
+
 def table(precision: Precision = "bf16-mixed", machine: Machine = H100) -> str:
     """Markdown: each of QWEN2_5 on 1 to 64 GPUs, with the least checkpointing that fits, else with all of it."""
     lines = [list(HEADER), ["---"] * len(HEADER)]
     for name, shape in QWEN2_5.items():
         for num_gpus in (1, 2, 4, 8, 16, 32, 64):
-            plans = [
-                Plan(num_gpus, sharded=num_gpus > 1, precision=precision, checkpointing=kind)
-                for kind in ("none", "full")  # the keys that there are: model.gradient_checkpointing
-            ]
-            cells = [estimate(name, shape, plan, machine) for plan in plans]
-            lines.append(next((line for line in cells if line[-2] == "yes"), cells[-1]))
+            plan = Plan(num_gpus, sharded=num_gpus > 1, precision=precision)
+            plan = least_checkpointing(shape, plan, usable_bytes(machine))
+            lines.append(estimate(name, shape, plan, machine))
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 

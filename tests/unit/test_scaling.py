@@ -18,10 +18,13 @@ from w2sr.scaling import (
     GIB,
     H100,
     QWEN2_5,
+    Checkpointing,
     Plan,
     Shape,
     activation_bytes,
+    least_checkpointing,
     memory,
+    num_recomputed,
     step_flops,
     step_time,
     table,
@@ -42,6 +45,7 @@ SMALL = {
     "max_position_embeddings": 512,
 }
 
+RECOMPUTE: dict[str, Any] = {"none": False, "selective": "selective", "full": True}
 QWEN3 = Qwen3Config(**SMALL, head_dim=24)
 
 
@@ -91,13 +95,15 @@ def row(num_tokens: int) -> Any:
 
 
 @pytest.mark.parametrize("config", [Qwen2Config(**SMALL), QWEN3])
-@pytest.mark.parametrize("checkpointing", ["none", "full"])
-def test_activations_of_a_real_forward_pass(config: Any, checkpointing: Any) -> None:
+@pytest.mark.parametrize("layers", [3, 4])
+@pytest.mark.parametrize("checkpointing", RECOMPUTE)
+def test_activations_of_a_real_forward_pass(config: Any, layers: int, checkpointing: Any) -> None:
     """Every storage that autograd keeps, once, without weights. The loss keeps its gradient out of autograd's sight."""
     num_tokens = 256
+    config = type(config)(**{**config.to_dict(), "num_hidden_layers": layers, "layer_types": None})
     policy = new_policy(config)
-    if checkpointing == "full":
-        policy.lm.gradient_checkpointing_enable({"use_reentrant": False})
+    policy.recompute(RECOMPUTE[checkpointing])
+    recomputed = sum(block.gradient_checkpointing for block in policy.blocks())
     weights = {parameter.untyped_storage().data_ptr() for parameter in policy.parameters()}
     kept: dict[int, int] = {}
     held: list[torch.Tensor] = []
@@ -114,9 +120,10 @@ def test_activations_of_a_real_forward_pass(config: Any, checkpointing: Any) -> 
         policy(batch, reduction="sum")
     shape = Shape.of(config.to_dict())
     expected = num_tokens * (activation_bytes(shape, checkpointing, compute_bytes=4) - 4 * shape.hidden)
-    if checkpointing == "full":  # the block that is whole while it is made anew does not exist yet
-        once = num_tokens * (activation_bytes(shape, "none", 4) - activation_bytes(shape._replace(layers=2), "none", 4))
-        expected -= once
+    assert recomputed == num_recomputed(shape, checkpointing)
+    if policy.blocks()[-1].gradient_checkpointing:  # made anew at first: not there yet
+        fewer = shape._replace(layers=layers - 1)
+        expected -= num_tokens * (activation_bytes(shape, "none", 4) - activation_bytes(fewer, "none", 4))
     assert expected / ACTIVATION_FACTOR < sum(kept.values()) < expected * ACTIVATION_FACTOR
 
 
@@ -144,8 +151,19 @@ def test_full_checkpointing_costs_a_third_and_saves_memory() -> None:
     shape = QWEN2_5["14B"]
     none, selective, full = (activation_bytes(shape, kind, 2) for kind in ("none", "selective", "full"))
     assert none > 1.5 * selective > 3 * full
-    plain, again = (step_time(shape, Plan(8, True, checkpointing=kind)).compute_s for kind in ("none", "full"))
+    kinds: tuple[Checkpointing, ...] = ("none", "selective", "full")
+    plain, half, again = (step_time(shape, Plan(8, True, checkpointing=kind)).compute_s for kind in kinds)
     assert 1.25 < again / plain < 4 / 3
+    assert half - plain == pytest.approx((again - plain) / 2)  # 24 of 48 blocks
+
+
+def test_the_least_checkpointing_that_fits() -> None:
+    """Room between two plans' memories takes the smaller one; no room takes all of it."""
+    shape, plan = QWEN2_5["7B"], Plan(8, sharded=True)
+    none, selective, full = (memory(shape, plan._replace(checkpointing=kind)).total for kind in RECOMPUTE)  # type: ignore[arg-type]
+    assert none > selective > full
+    rooms = {none + 1: "none", none: "selective", selective + 1: "selective", selective: "full", 0: "full"}
+    assert {room: least_checkpointing(shape, plan, room).checkpointing for room in rooms} == rooms
 
 
 def test_the_memory_of_16_bytes_a_weight() -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from w2sr.cli import main
 from w2sr.slurm import check_tasks, is_requeued
-from w2sr.verbs.submit import Allocation, allocate, verb_of
+from w2sr.verbs.submit import Allocation, allocate, needs, verb_of
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SCRIPTS = sorted((REPOSITORY / "slurm").glob("*.sbatch"))
@@ -105,6 +105,13 @@ def test_a_dry_run_prints_the_script_and_what_it_needs(capsys: pytest.CaptureFix
     assert script[0] == "#!/bin/bash"
     assert script[-1].startswith("# Estimate, not measured (docs/scaling.md), on H100 SXM 80 GB")
     assert "model student, GPUs 16, strategy ddp, precision 32-true, checkpointing none" in script[-1]
+
+
+@pytest.mark.parametrize(("value", "said"), [(False, "none"), ("selective", "selective"), (True, "full")])
+def test_the_estimate_has_the_checkpointing_of_the_configuration(value: Any, said: str) -> None:
+    model = {"student": "w2sr/miniature/student", "gradient_checkpointing": value}
+    config = {"model": {"init_args": model}, "data": {"init_args": {}}, "trainer": {}}
+    assert f", checkpointing {said}, " in needs(config, Allocation(1, 1, on_gpus=True))
 
 
 def test_what_the_configuration_refuses_is_refused_at_once(capsys: pytest.CaptureFixture[str]) -> None:

@@ -31,16 +31,9 @@ def place_policy(
 
     Args:
         chat: the model's own; its vocabulary must fit the embedding, and adapters train the row of its stop token.
-        sharding: see `w2sr.modules.fsdp2.sharding_of`.
-
-    Raises:
-        ValueError: compiled blocks are asked for together with sharding, which was never tried.
+        sharding: see `w2sr.modules.fsdp2.sharding_of`. Blocks are compiled first, then sharded: what gathers a block's
+            weights stands outside of its graphs.
     """
-    if sharding is not None and kernels.compile:
-        raise ValueError(
-            "model.kernels.compile=true with trainer.strategy=fsdp2 is not known to work. Set one of them otherwise: "
-            "trainer.strategy=ddp, or model.kernels.compile=false."
-        )
     load = load_policy if sharding is None else empty_policy
     policy = load(model, dtype=dtype, attention=attention, trust_remote_code=trust_remote_code)
     chat.check_vocabulary(policy.vocab_size)

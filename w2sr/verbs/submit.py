@@ -15,10 +15,12 @@ import yaml
 from transformers import AutoConfig
 
 from w2sr.locations import locate_model
-from w2sr.scaling import H100, HEADER, Plan, Precision, Shape, estimate
+from w2sr.scaling import H100, HEADER, Checkpointing, Plan, Precision, Shape, estimate
 
 TRACE_TOKENS = 2048
 """What the estimate takes for the length of a trace: that of the data is not known before it is read."""
+CHECKPOINTING: dict[bool | str, Checkpointing] = {False: "none", "selective": "selective", True: "full"}
+"""`model.gradient_checkpointing` → what the estimate calls it."""
 ALL = ("auto", "-1", -1)
 """What `trainer.devices` says where it takes what is there."""
 
@@ -155,7 +157,7 @@ def needs(config: Mapping[str, Any], allocation: Allocation) -> str:
         num_gpus=allocation.num_nodes * allocation.tasks_per_node,
         sharded=strategy == "fsdp2",
         precision=precision if precision in get_args(Precision) else "32-true",
-        checkpointing="full" if model["gradient_checkpointing"] else "none",
+        checkpointing=CHECKPOINTING[model["gradient_checkpointing"]],
         row_tokens=data.get("max_tokens") or Plan._field_defaults["row_tokens"],
         step_tokens=data.get("step_tokens") or (data.get("step_sequences") or 128) * segment,
         segment_tokens=segment,
