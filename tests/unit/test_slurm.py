@@ -11,10 +11,11 @@ import pytest
 
 from w2sr.cli import main
 from w2sr.slurm import check_tasks, is_requeued
-from w2sr.verbs.submit import Allocation, allocate, needs, verb_of
+from w2sr.verbs.submit import Allocation, allocate, check_engine, needs, verb_of
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SCRIPTS = sorted((REPOSITORY / "slurm").glob("*.sbatch"))
+SRUN = 'while [[ $1 == -* ]]; do shift; done; exec "$@"'
 STEP = {"SLURM_JOB_ID": "71", "SLURM_STEP_ID": "0"}
 
 
@@ -125,7 +126,7 @@ def test_every_script_gives_the_trainer_the_allocations_numbers(script: Path, tm
     """With a `srun` that runs its words and a `python` that prints them: first as a new job, then as a requeued one."""
     assert len(SCRIPTS) == 4
     for name, text in {
-        "srun": 'while [[ $1 == -* ]]; do shift; done; exec "$@"',
+        "srun": SRUN,
         "python": 'printf "%s\\n" "$@"',
     }.items():
         (tmp_path / name).write_text(f"#!/bin/bash\n{text}\n")
@@ -151,32 +152,145 @@ def test_every_script_gives_the_trainer_the_allocations_numbers(script: Path, tm
     assert "#SBATCH --requeue\n" in script.read_text() and "#SBATCH --signal=USR1@" in script.read_text()
 
 
-def test_grpo_beside_a_server_leaves_it_the_last_node(tmp_path: Path) -> None:
-    """The server ignores the signal that SLURM sends to all steps, and the trainer is told of one node less."""
+JOB_WITH_SERVER = {
+    "SERVE": "some/model --dtype float32",
+    "SLURM_JOB_ID": "71",
+    "SLURM_JOB_NUM_NODES": "3",
+    "SLURM_NTASKS_PER_NODE": "4",
+    "SLURM_CPUS_PER_TASK": "8",
+    "SLURM_JOB_NODELIST": "n[1-3]",
+}
+
+
+def grpo_beside_a_server(folder: Path, **stubs: str) -> subprocess.CompletedProcess[str]:
+    """slurm/grpo.sbatch in a folder, with these programs. What `srun` was told is in srun.log."""
     programs = {
-        "srun": 'while [[ $1 == -* ]]; do shift; done; exec "$@"',
+        "srun": f'(printf "%s\\n" "$@"; echo) >> {folder}/srun.log; {SRUN}',
         "scontrol": 'printf "n1\\nn2\\nn3\\n"',
+        "scancel": f'echo "$@" > {folder}/cancelled',
         "curl": "exit 0",
-        "vllm": f'printf "%s\\n" "$VLLM_SERVER_DEV_MODE" "$@" > {tmp_path}/served; kill -USR1 $$; > {tmp_path}/lives',
-        "python": f'until [ -e {tmp_path}/lives ]; do sleep 0.1; done; printf "%s\\n" "$SLURM_NNODES" "$@"',
+        **stubs,
     }
     for name, text in programs.items():
-        (tmp_path / name).write_text(f"#!/bin/bash\n{text}\n")
-        (tmp_path / name).chmod(0o755)
-    job = {
-        "SLURM_JOB_ID": "71",
-        "SLURM_JOB_NUM_NODES": "3",
-        "SLURM_NTASKS_PER_NODE": "4",
-        "SLURM_JOB_NODELIST": "n[1-3]",
-    }
-    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "SERVE": "some/model", **job}
-    command = ["bash", str(REPOSITORY / "slurm" / "grpo.sbatch")]
-    done = subprocess.run(
-        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True, timeout=60
+        (folder / name).write_text(f"#!/bin/bash\n{text}\n")
+        (folder / name).chmod(0o755)
+    environment = {"PATH": f"{folder}:/usr/bin:/bin", **JOB_WITH_SERVER}
+    command = ["bash", str(REPOSITORY / "slurm" / "grpo.sbatch"), "--config=a.yaml"]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=60)
+
+
+def test_grpo_beside_a_server_leaves_it_the_last_node(tmp_path: Path) -> None:
+    """The server ignores the signal that SLURM sends to all steps, and the trainer is told of one node less."""
+    stays = f"> {tmp_path}/up; exec > /dev/null 2>&1; until [ -e {tmp_path}/over ]; do sleep 0.1; done"
+    done = grpo_beside_a_server(
+        tmp_path,
+        vllm=f'printf "%s\\n" "$VLLM_SERVER_DEV_MODE" "$@" > {tmp_path}/served; kill -USR1 $$; {stays}',
+        python=f'until [ -e {tmp_path}/up ]; do sleep 0.1; done; printf "%s\\n" "$SLURM_NNODES" "$@"; exit 5',
     )
+    (tmp_path / "over").touch()
+    assert done.returncode == 5, "the trainer's status is the job's"
     told = done.stdout.splitlines()
     assert told[0] == "2" and told[-2:] == ["--trainer.num_nodes=2", "--trainer.devices=4"]
-    assert "--model.init_args.engine.init_args.base_url=http://n3:8000/v1" in told
-    assert (tmp_path / "runs/grpo/weights-71").is_dir()
+    assert "--model.init_args.engine.init_args.base_url=http://n3:20071/v1" in told
+    assert f"--model.init_args.engine.init_args.sync_folder={tmp_path}/runs/grpo/71" in told
     served = (tmp_path / "served").read_text().splitlines()
-    assert served[:5] == ["1", "serve", "some/model", "--port", "8000"] and "processed_logprobs" in served
+    assert served[:5] == ["1", "serve", "some/model", "--dtype", "float32"]
+    assert {"--port=20071", "--logprobs-mode=processed_logprobs"} <= set(served)
+    server, trainer = (tmp_path / "srun.log").read_text().split("\n\n")[:2]
+    assert {"--nodelist=n3", "--ntasks=1", "--cpus-per-task=32"} <= set(server.split("\n"))
+    assert {"--exclude=n3", "--nodes=2", "--ntasks=8", "--ntasks-per-node=4"} <= set(trainer.split("\n"))
+    assert not (tmp_path / "cancelled").exists()
+
+
+def test_a_server_that_ends_first_ends_the_job(tmp_path: Path) -> None:
+    (tmp_path / "runs/grpo/71").mkdir(parents=True)
+    (tmp_path / "runs/grpo/71/server.log").write_text("much\n" * 50 + "out of memory\n")
+    done = grpo_beside_a_server(
+        tmp_path, vllm="exit 0", python=f"until [ -e {tmp_path}/cancelled ]; do sleep 0.1; done"
+    )
+    assert done.returncode == 1 and (tmp_path / "cancelled").read_text() == "--signal=KILL 71\n"
+    folder = f"{tmp_path}/runs/grpo/71"
+    assert done.stderr.startswith(f"error: the vLLM server on n3 ended before the trainer. {folder}/server.log: much\n")
+    assert done.stderr.endswith(
+        "out of memory\nEvery checkpoint written so far is whole: submit again with "
+        f"--trainer.default_root_dir={folder} --ckpt_path=last\n"
+    )
+
+
+def test_a_server_that_does_not_start_ends_the_job(tmp_path: Path) -> None:
+    (tmp_path / "runs/grpo/71").mkdir(parents=True)
+    (tmp_path / "runs/grpo/71/server.log").write_text("no such model\n")
+    done = grpo_beside_a_server(tmp_path, curl="exit 7", vllm="exit 3", python="exit 0")
+    assert done.returncode == 1
+    assert done.stderr == f"error: the vLLM server on n3 ended. {tmp_path}/runs/grpo/71/server.log: no such model\n"
+
+
+def test_a_server_wants_a_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(JOB_WITH_SERVER, "SLURM_JOB_NUM_NODES", "1")
+    done = grpo_beside_a_server(tmp_path)
+    assert done.returncode == 1 and "SERVE wants a node for the server" in done.stderr
+    with pytest.raises(ValueError, match=r"--nodes=1, but SERVE wants a node.* Ask for --nodes=2 or more"):
+        allocate({"devices": 8}, 1, None, num_server_nodes=1)
+
+
+@pytest.mark.parametrize(("asked", "num_nodes"), [(None, 3), (3, 3)])
+def test_the_trainer_has_the_nodes_that_the_server_leaves(asked: int | None, num_nodes: int) -> None:
+    assert allocate({"devices": 8, "num_nodes": 2}, asked, None, num_server_nodes=1) == Allocation(
+        num_nodes, 8, True, 1
+    )
+    with pytest.raises(ValueError, match=r"--nodes=4, 1 of them the server's, but .* set --trainer.num_nodes=3\."):
+        allocate({"devices": 8, "num_nodes": 2}, 4, None, num_server_nodes=1)
+
+
+def server_config(strategy: str, base_url: str | None) -> dict[str, Any]:
+    """Of a run with this strategy, whose engine is the server at that address, or the embedded one."""
+    server = {"class_path": "w2sr.rollouts.OpenAIServer", "init_args": {"base_url": base_url}}
+    engine = server if base_url else {"class_path": "w2sr.rollouts.Embedded", "init_args": {}}
+    return {"model": {"init_args": {"engine": engine}}, "trainer": {"strategy": strategy}}
+
+
+def test_engines_and_servers_that_are_meant_for_each_other() -> None:
+    check_engine(server_config("ddp", "http://127.0.0.1:8000/v1"), "some/model", can_serve=True)
+    check_engine(server_config("fsdp2", None), "", can_serve=True)
+    check_engine(server_config("ddp", "http://n7:8000/v1"), "", can_serve=False)
+    check_engine({"model": {"init_args": {}}, "trainer": {}}, "", can_serve=False)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "base_url", "serve", "can_serve", "letter"),
+    [
+        (
+            "ddp",
+            None,
+            "some/model",
+            True,
+            "engine is Embedded, which asks none. Add --config configs/engine/server.yaml",
+        ),
+        (
+            "fsdp2",
+            "http://127.0.0.1:8000/v1",
+            "some/model",
+            True,
+            "fsdp2 shards them. Take --config configs/trainer/ddp",
+        ),
+        (
+            "ddp",
+            "http://localhost:8000/v1",
+            "",
+            True,
+            "no server runs there. Set SERVE=MODEL, and the job starts one, or",
+        ),
+        (
+            "ddp",
+            "http://localhost:8000/v1",
+            "",
+            False,
+            "no server runs there. Set base_url to a server that runs already",
+        ),
+    ],
+)
+def test_engines_and_servers_that_are_not(
+    strategy: str, base_url: str | None, serve: str, can_serve: bool, letter: str
+) -> None:
+    with pytest.raises(ValueError, match=re.escape(letter)):
+        check_engine(server_config(strategy, base_url), serve, can_serve=can_serve)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import shlex
 import subprocess
@@ -10,11 +11,13 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
+from urllib.parse import urlsplit
 
 import yaml
 from transformers import AutoConfig
 
 from w2sr.locations import locate_model
+from w2sr.rollouts.openai_server import LOCAL_HOSTS
 from w2sr.scaling import H100, HEADER, Checkpointing, Plan, Precision, Shape, estimate
 
 TRACE_TOKENS = 2048
@@ -26,11 +29,15 @@ ALL = ("auto", "-1", -1)
 
 
 class Allocation(NamedTuple):
-    """What the job asks for: nodes, tasks on each of them, and whether a task has a GPU. A task is a device."""
+    """What the job asks for: nodes, tasks on each of them, and whether a task has a GPU. A task is a device.
+
+    `num_server_nodes` of the nodes are a vLLM server's: the trainer has the others.
+    """
 
     num_nodes: int
     tasks_per_node: int
     on_gpus: bool
+    num_server_nodes: int = 0
 
     def options(self) -> list[str]:
         """The options of `sbatch`."""
@@ -60,10 +67,14 @@ def main(argv: Sequence[str]) -> None:
     script = args.script.read_text()
     verb = verb_of(script, args.script)
     config = configuration(verb, after)
-    allocation = allocate(config["trainer"], args.nodes, args.gpus, args.tasks)
+    can_serve = "${SERVE" in script
+    serve = os.environ.get("SERVE", "") if can_serve else ""
+    check_engine(config, serve, can_serve=can_serve)
+    allocation = allocate(config["trainer"], args.nodes, args.gpus, args.tasks, num_server_nodes=1 if serve else 0)
     command = ["sbatch", *allocation.options(), *options, str(args.script), *after]
     if args.dry_run:
-        print(f"# {shlex.join(command)}\n{script}\n# {needs(config, allocation)}")
+        before = f"SERVE={shlex.quote(serve)} " if serve else ""
+        print(f"# {before}{shlex.join(command)}\n{script}\n# {needs(config, allocation)}")
         return
     done = subprocess.run(command)
     if done.returncode:
@@ -97,8 +108,44 @@ def configuration(verb: str, words: Sequence[str]) -> dict[str, Any]:
     return config
 
 
+def check_engine(config: Mapping[str, Any], serve: str, *, can_serve: bool) -> None:
+    """Whether the engine and a server in the allocation are meant for each other.
+
+    Args:
+        config: the whole configuration.
+        serve: the words of `vllm serve`; empty for no server.
+        can_serve: whether the script starts a server where it is told to.
+
+    Raises:
+        ValueError: a server that nobody would ask, one that is asked and is not there, or one that cannot be given the
+            policy's weights.
+    """
+    engine = config["model"]["init_args"].get("engine") or {}
+    name = str(engine.get("class_path", "w2sr.rollouts.Embedded")).rpartition(".")[2]
+    if serve and name != "OpenAIServer":
+        raise ValueError(
+            f"SERVE={serve!r} starts a vLLM server, but model.init_args.engine is {name}, which asks none. Add "
+            "--config configs/engine/server.yaml behind the other engine settings, or unset SERVE."
+        )
+    if serve and config["trainer"].get("strategy") == "fsdp2":
+        raise ValueError(
+            f"SERVE={serve!r}, but trainer.strategy=fsdp2: a server is given whole weights, and fsdp2 shards them. "
+            "Take --config configs/trainer/ddp.yaml, or unset SERVE and take the engine w2sr.rollouts.Embedded."
+        )
+    if not serve and name == "OpenAIServer" and urlsplit(engine["init_args"]["base_url"]).hostname in LOCAL_HOSTS:
+        raise ValueError(
+            f"model.init_args.engine.init_args.base_url={engine['init_args']['base_url']} is the job's own node, and "
+            f"no server runs there. {'Set SERVE=MODEL, and the job starts one, or set' if can_serve else 'Set'} "
+            "base_url to a server that runs already."
+        )
+
+
 def allocate(
-    trainer: Mapping[str, Any], num_nodes: int | None, gpus: int | None, tasks: int | None = None
+    trainer: Mapping[str, Any],
+    num_nodes: int | None,
+    gpus: int | None,
+    tasks: int | None = None,
+    num_server_nodes: int = 0,
 ) -> Allocation:
     """What to ask for, so that every device of the trainer is a task.
 
@@ -106,6 +153,7 @@ def allocate(
         trainer: the configuration's `trainer`.
         num_nodes, gpus, tasks: as asked for; None for as many as the configuration says. The scripts give the trainer
             the numbers of the allocation, so what the configuration leaves open (one node, `devices: auto`) is free.
+        num_server_nodes: how many of the nodes are not the trainer's.
 
     Raises:
         ValueError: both say a number, and they differ; or neither does.
@@ -133,12 +181,20 @@ def allocate(
             f"task: leave {option} out, or set --trainer.devices={asked} (ddp.yaml and fsdp2.yaml of configs/trainer/ "
             "take all there are)."
         )
-    if num_nodes is not None and set_nodes not in (1, num_nodes):
+    if num_nodes is not None and num_nodes <= num_server_nodes:
         raise ValueError(
-            f"--nodes={num_nodes}, but trainer.num_nodes={set_nodes}. Leave --nodes out, or set "
-            f"--trainer.num_nodes={num_nodes}."
+            f"--nodes={num_nodes}, but SERVE wants a node for the server, beside those of the trainer. Ask for "
+            f"--nodes={num_server_nodes + set_nodes} or more, or unset SERVE."
         )
-    return Allocation(num_nodes or set_nodes, asked or set_devices or 1, on_gpus=option == "--gpus")
+    if num_nodes is not None and set_nodes not in (1, num_nodes - num_server_nodes):
+        beside = f", {num_server_nodes} of them the server's" if num_server_nodes else ""
+        raise ValueError(
+            f"--nodes={num_nodes}{beside}, but trainer.num_nodes={set_nodes}. Leave --nodes out, or set "
+            f"--trainer.num_nodes={num_nodes - num_server_nodes}."
+        )
+    return Allocation(
+        num_nodes or set_nodes + num_server_nodes, asked or set_devices or 1, option == "--gpus", num_server_nodes
+    )
 
 
 def needs(config: Mapping[str, Any], allocation: Allocation) -> str:
@@ -154,7 +210,7 @@ def needs(config: Mapping[str, Any], allocation: Allocation) -> str:
     strategy, precision = trainer.get("strategy"), trainer.get("precision")
     segment = min(TRACE_TOKENS, data.get("max_tokens") or TRACE_TOKENS)
     plan = Plan(
-        num_gpus=allocation.num_nodes * allocation.tasks_per_node,
+        num_gpus=(allocation.num_nodes - allocation.num_server_nodes) * allocation.tasks_per_node,
         sharded=strategy == "fsdp2",
         precision=precision if precision in get_args(Precision) else "32-true",
         checkpointing=CHECKPOINTING[model["gradient_checkpointing"]],
