@@ -23,31 +23,33 @@ pytestmark = pytest.mark.slurm
 
 PYTHON_OF_VLLM = REPOSITORY / ".venv-vllm" / "bin" / "python"
 STUDENT = "w2sr/miniature/teacher"
-"""It reasons, so that rollouts of a problem differ in length, and all groups teach."""
-OPTIONS = f"--dtype=float32 --enforce-eager --kv-cache-memory-bytes={2**28} --max-num-seqs=64"
+"""It reasons, and is right now and then: of 8 groups of 8 rollouts, some teach in every round."""
+OPTIONS = (
+    f"--dtype=float32 --enforce-eager --kv-cache-memory-bytes={2**28} --max-num-seqs=64 --no-enable-chunked-prefill"
+)
+"""Without the last one vLLM for CPUs dies of a prompt that is prefilled in parts: docs/engines.md."""
 JOB_S = 1800
 """Nearly all of it is the server's start: 40 s on a quiet machine, ten times that on a busy one."""
 OVER = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
 NUM_ROUNDS = 3
 SAME_KL = 1e-6
 """Nats a token between two engines with the same float32 weights; 4e-9 was seen."""
-SHORT = {"class_path": "w2sr.rewards.Overlong", "init_args": {"max_tokens": 160, "buffer_tokens": 160}}
 OVERLAY: dict[str, Any] = {
     "model": {
         "init_args": {
             "student": STUDENT,
-            "group_size": 4,
+            "group_size": 8,
             "learning_rates": {"grpo": 0.003},
             "warmup_frac": 0.0,
-            "rewards": {"short": {"reward": SHORT}},
         }
     },
-    "data": {"init_args": {"validation": None, "benchmarks": None, "step_problems": 4}},
+    "data": {"init_args": {"validation": None, "benchmarks": None, "step_problems": 8}},
     "trainer": {"callbacks": [], "max_steps": NUM_ROUNDS, "val_check_interval": None},
 }
 DIES_WHEN_ASKED = """
 import http.server, os, sys
 class Handler(http.server.BaseHTTPRequestHandler):
+    def log_message(self, *_): ...
     def do_GET(self):
         if self.path != "/health":  # it is the trainer
             print("out of memory", flush=True)
@@ -133,9 +135,9 @@ def test_a_server_that_dies_ends_the_job_at_once(slurm: Slurm, tmp_path: Path) -
     state = slurm.wait(job, JOB_S, lambda state: state["JobState"] in OVER)
     said = log(run, job)
     assert (state["JobState"], state["ExitCode"]) == ("FAILED", "1:0"), said
-    (letter,) = re.findall(r"^error: .*\n.*", said, re.MULTILINE)
-    assert letter == (
-        f"error: the vLLM server on localhost ended before the trainer. {run}/server.log: out of memory\n"
-        f"Every checkpoint written so far is whole: submit again with --trainer.default_root_dir={run} --ckpt_path=last"
-    )
+    assert re.findall(r"^error: .*\n.*\n", said, re.MULTILINE) == [
+        "error: the vLLM server on localhost ended before the trainer. Every checkpoint written so far is whole: "
+        f"submit again with --trainer.default_root_dir={run} --ckpt_path=last. Its log {run}/server.log ends with:\n"
+        "out of memory\n"
+    ]
     assert "Traceback" not in said

@@ -11,7 +11,7 @@ import pytest
 
 from w2sr.cli import main
 from w2sr.slurm import check_tasks, is_requeued
-from w2sr.verbs.submit import Allocation, allocate, check_engine, needs, verb_of
+from w2sr.verbs.submit import Allocation, allocate, check_engine, check_module, needs, verb_of
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SCRIPTS = sorted((REPOSITORY / "slurm").glob("*.sbatch"))
@@ -121,17 +121,63 @@ def test_what_the_configuration_refuses_is_refused_at_once(capsys: pytest.Captur
     assert "max_step" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("words", "letter"),
+    [
+        ("sft --gpus 1 -- --config a.yaml", "There is no script sft. Those of this repository: slurm/*.sbatch."),
+        (
+            "slurm/sft.sbatch --gpus 1 --config a.yaml",
+            "are missing: they stand behind --, as in submit",
+        ),
+        ("slurm/sft.sbatch --gpus 0 -- --config a.yaml", "--gpus=0 must be at least 1."),
+        ("slurm/sft.sbatch --gpus 4 -N2 -- --config a.yaml", "-N2: nodes and tasks are submit's own"),
+        (
+            "slurm/sft.sbatch --gpus 4 --ntasks-per-node=2 -- --config a.yaml",
+            "--ntasks-per-node=2: nodes and",
+        ),
+        ("slurm/sft.sbatch --gpus 1 -- --config absent.yaml", "absent.yaml"),
+    ],
+)
+def test_words_that_cannot_be_meant(
+    words: str, letter: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(REPOSITORY)
+    with pytest.raises(SystemExit) as end:
+        main(["submit", *words.split()])
+    assert end.value.code == 2 and letter in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "verb", "letter"),
+    [
+        (
+            "SFTModule",
+            "test",
+            "slurm/x.sbatch runs test, and SFTModule has no test_step. Its script is sft.sbatch",
+        ),
+        ("DistillModule", "fit", "and DistillModule has no training_step. Its script is distill.sbatch."),
+        ("EvalModule", "predict", "and EvalModule has no predict_step. Its script is eval.sbatch."),
+    ],
+)
+def test_a_module_and_the_script_of_another_verb(name: str, verb: str, letter: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(letter)):
+        check_module(f"w2sr.modules.{name}", verb, Path("slurm/x.sbatch"))
+    (own,) = {"SFTModule": "fit", "DistillModule": "predict", "EvalModule": "test"}[name].split()
+    check_module(f"w2sr.modules.{name}", own, Path("slurm/x.sbatch"))
+
+
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
 def test_every_script_gives_the_trainer_the_allocations_numbers(script: Path, tmp_path: Path) -> None:
     """With a `srun` that runs its words and a `python` that prints them: first as a new job, then as a requeued one."""
     assert len(SCRIPTS) == 4
     for name, text in {
         "srun": SRUN,
-        "python": 'printf "%s\\n" "$@"',
+        "python": 'printf "%s\\n" "$@" "a task has $SRUN_CPUS_PER_TASK CPUs"',
     }.items():
         (tmp_path / name).write_text(f"#!/bin/bash\n{text}\n")
         (tmp_path / name).chmod(0o755)
     job = {"SLURM_JOB_ID": "71", "SLURM_ARRAY_TASK_ID": "3", "SLURM_JOB_NUM_NODES": "2", "SLURM_NTASKS_PER_NODE": "4"}
+    job["SLURM_CPUS_PER_TASK"] = "8"
     environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", **job}
 
     def words(*given: str, **more: str) -> list[str]:
@@ -143,7 +189,10 @@ def test_every_script_gives_the_trainer_the_allocations_numbers(script: Path, tm
     verb = verb_of(script.read_text(), script)
     new = words("--config=a b.yaml")
     assert new[:3] == ["lightning_cli.py", verb, "--config=a b.yaml"]
-    assert new[-2:] == ["--trainer.num_nodes=2", "--trainer.devices=4"] and "--ckpt_path=last" not in new
+    assert (
+        new[-3:] == ["--trainer.num_nodes=2", "--trainer.devices=4", "a task has 8 CPUs"]
+        and "--ckpt_path=last" not in new
+    )
     assert ("--ckpt_path=last" in words(SLURM_RESTART_COUNT="1")) == (verb == "fit")
     if verb != "predict":
         assert f"--trainer.default_root_dir=runs/{script.stem}/71" in new
@@ -196,7 +245,8 @@ def test_grpo_beside_a_server_leaves_it_the_last_node(tmp_path: Path) -> None:
     served = (tmp_path / "served").read_text().splitlines()
     assert served[:5] == ["1", "serve", "some/model", "--dtype", "float32"]
     assert {"--port=20071", "--logprobs-mode=processed_logprobs"} <= set(served)
-    server, trainer = (tmp_path / "srun.log").read_text().split("\n\n")[:2]
+    told_srun = (tmp_path / "srun.log").read_text().split("\n\n")[:2]
+    server, trainer = sorted(told_srun, key=lambda told: "python" in told.split("\n"))
     assert {"--nodelist=n3", "--ntasks=1", "--cpus-per-task=32"} <= set(server.split("\n"))
     assert {"--exclude=n3", "--nodes=2", "--ntasks=8", "--ntasks-per-node=4"} <= set(trainer.split("\n"))
     assert not (tmp_path / "cancelled").exists()
@@ -208,12 +258,13 @@ def test_a_server_that_ends_first_ends_the_job(tmp_path: Path) -> None:
     done = grpo_beside_a_server(
         tmp_path, vllm="exit 0", python=f"until [ -e {tmp_path}/cancelled ]; do sleep 0.1; done"
     )
-    assert done.returncode == 1 and (tmp_path / "cancelled").read_text() == "--signal=KILL 71\n"
+    assert done.returncode == 1 and (tmp_path / "cancelled").read_text() == "--signal=KILL 71.1\n"
     folder = f"{tmp_path}/runs/grpo/71"
-    assert done.stderr.startswith(f"error: the vLLM server on n3 ended before the trainer. {folder}/server.log: much\n")
-    assert done.stderr.endswith(
-        "out of memory\nEvery checkpoint written so far is whole: submit again with "
-        f"--trainer.default_root_dir={folder} --ckpt_path=last\n"
+    assert done.stderr == (
+        "error: the vLLM server on n3 ended before the trainer. Every checkpoint written so far is whole: submit again "
+        f"with --trainer.default_root_dir={folder} --ckpt_path=last. Its log {folder}/server.log ends with:\n"
+        + "much\n" * 19
+        + "out of memory\n"
     )
 
 
@@ -222,7 +273,10 @@ def test_a_server_that_does_not_start_ends_the_job(tmp_path: Path) -> None:
     (tmp_path / "runs/grpo/71/server.log").write_text("no such model\n")
     done = grpo_beside_a_server(tmp_path, curl="exit 7", vllm="exit 3", python="exit 0")
     assert done.returncode == 1
-    assert done.stderr == f"error: the vLLM server on n3 ended. {tmp_path}/runs/grpo/71/server.log: no such model\n"
+    assert done.stderr == (
+        "error: the vLLM server on n3 ended before it could be asked. "
+        f"Its log {tmp_path}/runs/grpo/71/server.log ends with:\nno such model\n"
+    )
 
 
 def test_a_server_wants_a_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -14,6 +16,7 @@ from typing import Any, NamedTuple, get_args
 from urllib.parse import urlsplit
 
 import yaml
+from lightning import LightningModule
 from transformers import AutoConfig
 
 from w2sr.locations import locate_model
@@ -59,14 +62,14 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--gpus", type=int, help="of each node, a task each; trainer.devices without it")
     parser.add_argument("--tasks", type=int, help="of each node, on CPUs: instead of --gpus")
     parser.add_argument("--dry-run", action="store_true", help="print the script and what it would need")
-    ours, after = (list(argv), []) if "--" not in argv else _split(argv)
+    ours, after = _split(argv)
     args, options = parser.parse_known_args(ours)
-    if not args.script.is_file():
-        raise ValueError(f"There is no script {args.script}. Those of this repository: slurm/*.sbatch.")
+    check_words(args, options, after)
 
     script = args.script.read_text()
     verb = verb_of(script, args.script)
     config = configuration(verb, after)
+    check_module(config["model"]["class_path"], verb, args.script)
     can_serve = "${SERVE" in script
     serve = os.environ.get("SERVE", "") if can_serve else ""
     check_engine(config, serve, can_serve=can_serve)
@@ -76,14 +79,54 @@ def main(argv: Sequence[str]) -> None:
         before = f"SERVE={shlex.quote(serve)} " if serve else ""
         print(f"# {before}{shlex.join(command)}\n{script}\n# {needs(config, allocation)}")
         return
+    if shutil.which(command[0]) is None:
+        raise ValueError("There is no sbatch here. Submit where the cluster's programs are, or add --dry-run.")
     done = subprocess.run(command)
     if done.returncode:
         raise ValueError(f"sbatch refuses the job (exit status {done.returncode}): {shlex.join(command)}")
 
 
 def _split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    at = list(argv).index("--")
+    at = list(argv).index("--") if "--" in argv else len(argv)
     return list(argv[:at]), list(argv[at + 1 :])
+
+
+def check_words(args: argparse.Namespace, options: Sequence[str], after: Sequence[str]) -> None:
+    """Raises a ValueError for words that cannot be meant.
+
+    Args:
+        args: our own options.
+        options: those that are handed on to sbatch.
+        after: the words behind `--`.
+    """
+    if not args.script.is_file():
+        raise ValueError(f"There is no script {args.script}. Those of this repository: slurm/*.sbatch.")
+    if not after:
+        raise ValueError(
+            f"The words of fit, test or predict are missing: they stand behind --, as in submit {args.script} --gpus 1 "
+            "-- --config FILE."
+        )
+    for name in ("nodes", "gpus", "tasks"):
+        if (number := getattr(args, name)) is not None and number < 1:
+            raise ValueError(f"--{name}={number} must be at least 1.")
+    for word in options:
+        if re.match(r"-[NnG]|--ntasks\b", word):
+            raise ValueError(
+                f"{word}: nodes and tasks are submit's own, so that they are the trainer's devices. Say --nodes=N with "
+                "--gpus=G or --tasks=T instead."
+            )
+
+
+def check_module(class_path: str, verb: str, script: Path) -> None:
+    """Raises a ValueError where a module cannot do what the script runs."""
+    steps = {"fit": "training_step", "test": "test_step", "predict": "predict_step"}
+    package, _, name = class_path.rpartition(".")
+    module = getattr(importlib.import_module(package), name)
+    can = [other for other, step in steps.items() if getattr(module, step) is not getattr(LightningModule, step)]
+    if verb not in can:
+        scripts = {"fit": "sft.sbatch or grpo.sbatch", "test": "eval.sbatch", "predict": "distill.sbatch"}
+        fitting = ", ".join(scripts[other] for other in can)
+        raise ValueError(f"{script} runs {verb}, and {name} has no {steps[verb]}. Its script is {fitting}.")
 
 
 def verb_of(script: str, name: Path) -> str:
