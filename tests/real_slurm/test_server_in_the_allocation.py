@@ -23,7 +23,7 @@ pytestmark = pytest.mark.slurm
 
 PYTHON_OF_VLLM = REPOSITORY / ".venv-vllm" / "bin" / "python"
 STUDENT = "w2sr/miniature/teacher"
-"""It reasons, and is right now and then: of 8 groups of 8 rollouts, some teach in every round."""
+"""Right now and then. The bonus for entropy below moves it in rounds without a right answer too."""
 OPTIONS = (
     f"--dtype=float32 --enforce-eager --kv-cache-memory-bytes={2**28} --max-num-seqs=64 --no-enable-chunked-prefill"
 )
@@ -38,12 +38,13 @@ OVERLAY: dict[str, Any] = {
     "model": {
         "init_args": {
             "student": STUDENT,
-            "group_size": 8,
-            "learning_rates": {"grpo": 0.003},
+            "group_size": 4,
+            "learning_rates": {"grpo": 0.001},
+            "objective": {"loss": "dapo", "entropy": 0.01},
             "warmup_frac": 0.0,
         }
     },
-    "data": {"init_args": {"validation": None, "benchmarks": None, "step_problems": 8}},
+    "data": {"init_args": {"validation": None, "benchmarks": None, "step_problems": 4}},
     "trainer": {"callbacks": [], "max_steps": NUM_ROUNDS, "val_check_interval": None},
 }
 DIES_WHEN_ASKED = """
@@ -115,7 +116,7 @@ def test_every_round_is_sampled_by_the_policy_as_it_is(slurm: Slurm, tmp_path: P
 
     lines = rounds(run)
     assert [line["round"] for line in lines] == [*range(NUM_ROUNDS)]
-    assert all(line["train/grad_norm"] > 0 and line["groups/dead_frac"] < 1 for line in lines), "guard: it learns"
+    assert all(line["train/grad_norm"] > 0 for line in lines), "guard: every round moves the policy"
     assert all(abs(line["policy/mismatch_kl"]) < SAME_KL for line in lines)
     assert told.count("POST /collective_rpc") == NUM_ROUNDS + 1, "weights came before the first round and after each"
     assert len(processes) > 1, "guard: vLLM has processes of its own"
