@@ -26,8 +26,18 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from w2sr.config_errors import Parser, config_letter
-from w2sr.runs import RefusedByAll, Stopped, check_checkpoint, holds_a_run, newest_checkpoint, ways_on, where_it_stands
-from w2sr.slurm import REQUEUE, check_tasks, is_requeued, job_id, requeue
+from w2sr.runs import (
+    OUTSIDE,
+    RefusedByAll,
+    StopOutside,
+    Stopped,
+    check_checkpoint,
+    holds_a_run,
+    newest_checkpoint,
+    ways_on,
+    where_it_stands,
+)
+from w2sr.slurm import REQUEUE, check_tasks, is_requeued, job_id, let_requeue_through, requeue
 
 EPILOG = """Verbs beside the Trainer's:
   ask STUDENT "QUESTION"    one answer of a model directory
@@ -83,6 +93,10 @@ class W2SRCLI(LightningCLI):
 
     def _parse_ckpt_path(self) -> None:
         """Nothing: the configuration is what the command line says, and fit opens the checkpoint."""
+
+    def before_instantiate_classes(self) -> None:
+        """From here on SLURM may ask for a requeue. Until now the parser would take it for a flaw of a value."""
+        let_requeue_through()
 
     def before_fit(self) -> None:
         """Refuses a run directory that holds a run, unless this one goes on from its checkpoint."""
@@ -196,9 +210,6 @@ VERBS = (
 """Each is a module of w2sr.verbs, imported when it is called: the command line starts faster without them."""
 
 
-OUTSIDE = "Stopped outside of training: no checkpoint is written. What lies in the run directory stays."
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs a verb, or hands over to LightningCLI.
 
@@ -254,13 +265,14 @@ def _lost_rank(error: Exception) -> str | None:
 def _requeued_when_asked() -> Iterator[None]:
     """In a job of SLURM: the signal that asks for it ends the program and requeues the job.
 
-    Outside of training nothing has to be saved first: a trace store is whole at any moment.
+    Outside of training nothing has to be saved first: a trace store is whole at any moment. Where the signal is held
+    (`w2sr.__main__`), it goes on waiting until `let_requeue_through`.
     """
     job = job_id()
     if job is None:
         yield
         return
-    before = signal.signal(REQUEUE, _stop_here)
+    before = signal.signal(REQUEUE, StopOutside())
     try:
         yield
     except Stopped as stop:
@@ -276,10 +288,6 @@ def _requeued_when_asked() -> Iterator[None]:
         signal.signal(REQUEUE, before)
 
 
-def _stop_here(signum: int, frame: Any) -> NoReturn:
-    raise Stopped(signal.Signals(signum), OUTSIDE)
-
-
 def _end_as_interrupted(message: str, signum: signal.Signals = signal.SIGINT) -> NoReturn:
     """Says the message once. Other ranks end with 0: on a failed one, Lightning kills the process that says it."""
     if cast(Any, rank_zero_only).rank:
@@ -292,6 +300,7 @@ def _main(argv: Sequence[str] | None) -> None:
     _quieten()
     words = sys.argv[1:] if argv is None else list(argv)
     if words and words[0] in VERBS:
+        let_requeue_through()
         importlib.import_module(f"w2sr.verbs.{words[0]}").main(words[1:])
         sys.stdout.flush()  # here, where it is known what to do if nobody reads it any more
         return

@@ -11,7 +11,7 @@ import time
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, NamedTuple, NoReturn
 
 LABEL = "archive/w2sr-progress.json"
 """The member of a checkpoint that says how far it is; no weight is touched to read it. torch writes zip archives, in
@@ -24,6 +24,9 @@ FINISHED = "finished.json"
 """The file of a run directory that says that its run came to its end, and with how many steps."""
 
 
+OUTSIDE = "Stopped outside of training: no checkpoint is written. What lies in the run directory stays."
+
+
 class Stopped(Exception):
     """The run was asked to stop. The message says where it did, and how to go on.
 
@@ -34,6 +37,21 @@ class Stopped(Exception):
     def __init__(self, signum: signal.Signals, *message: str) -> None:
         super().__init__(*message)
         self.signum = signum
+
+
+class StopOutside:
+    """A signal's handler outside of training: raises `Stopped` where nothing has to be saved first.
+
+    Attributes:
+        asked: whether it was called. A library may catch whatever is raised while it works, and go on.
+    """
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def __call__(self, signum: int, frame: Any) -> NoReturn:
+        self.asked = True
+        raise Stopped(signal.Signals(signum), OUTSIDE)
 
 
 class RefusedByAll(ValueError):

@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 REQUEUE = signal.SIGUSR1
 """Asks for a whole checkpoint and a requeue: the end of the job's time, or pre-emption, is near."""
@@ -33,6 +34,30 @@ def job_id(environ: Mapping[str, str] = os.environ) -> str | None:
 def is_requeued(environ: Mapping[str, str] = os.environ) -> bool:
     """Whether this job has run before: what lies in its run directory is its own."""
     return int(environ.get("SLURM_RESTART_COUNT", "0")) > 0
+
+
+def hold_requeue() -> None:
+    """In a job, keeps the signal REQUEUE waiting until `let_requeue_through`: before somebody listens it would kill."""
+    if job_id() is not None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, {REQUEUE})
+
+
+@contextmanager
+def kept_from_children(*signums: signal.Signals) -> Iterator[None]:
+    """Processes that are started in the `with` block never get these signals, which SLURM sends to them too.
+
+    What the calling process gets meanwhile it hears at the end of the block.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signums)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def let_requeue_through() -> None:
+    """Lets the signal REQUEUE in. One that came meanwhile is heard here."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {REQUEUE})
 
 
 def requeue(job: str) -> None:

@@ -6,8 +6,10 @@ No SLURM runs here: its environment is one variable, and its `scontrol` a script
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -150,6 +152,67 @@ def test_before_training_there_is_nothing_to_save(
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
     code, letter = asked(fit_config(tmp_path / "run"), monkeypatch, capfd, signal.SIGUSR1, "configure_model")
     assert code == 0 and "Stopped outside of training" in letter and job.read_text() == "requeue 70_3\n"
+
+
+def test_while_the_program_imports_the_signal_waits(tmp_path: Path, job: Path, fit_config: FitConfig) -> None:
+    """A process that gets it while torch is loaded, long before anything of ours could listen."""
+    command = [sys.executable, "lightning_cli.py", "fit", "--config", str(fit_config(tmp_path / "run"))]
+    with subprocess.Popen(command, cwd=REPOSITORY, stderr=subprocess.PIPE, text=True) as process:
+        proc = Path(f"/proc/{process.pid}")
+        while "libtorch" not in (proc / "maps").read_text():
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.send_signal(signal.SIGUSR1)
+        (pending,) = re.findall(r"^ShdPnd:\s*(\w+)$", (proc / "status").read_text(), re.MULTILINE)
+        assert int(pending, 16) == 1 << (signal.SIGUSR1 - 1), "guard: nobody listens yet"
+        letter = process.communicate(timeout=HANG_S)[1]
+    assert process.returncode == 0, letter
+    assert "Stopped outside of training" in letter and "SLURM is asked to requeue job 71." in letter
+    assert job.read_text() == "requeue 71\n" and not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_a_library_that_catches_the_stop_delays_it_by_one_step(
+    tmp_path: Path,
+    job: Path,
+    fit_config: FitConfig,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    real = SFTModule.setup
+
+    def catches(self: SFTModule, stage: str) -> None:
+        with contextlib.suppress(Exception):
+            signal.raise_signal(signal.SIGUSR1)
+        real(self, stage)
+
+    monkeypatch.setattr(SFTModule, "setup", catches)
+    with pytest.raises(SystemExit) as end:
+        main(["fit", "--config", str(fit_config(tmp_path / "run"))])
+    assert not end.value.code and job.read_text() == "requeue 71\n"
+    assert "Stopped at optimizer step 1 of 8 (epoch 0). Checkpoint: " in capfd.readouterr().err
+
+
+def test_a_second_signal_while_the_checkpoint_is_written_changes_nothing(
+    tmp_path: Path,
+    job: Path,
+    fit_config: FitConfig,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    real, sent = torch.save, list[bool]()
+
+    def signalled(*given: Any, **named: Any) -> None:
+        sent.append(True)
+        signal.raise_signal(signal.SIGUSR1)
+        real(*given, **named)
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(torch, "save", signalled)
+    code, letter = asked(fit_config(tmp_path / "run"), monkeypatch, capfd, signal.SIGUSR1, "training_step")
+    assert sent and code == 0 and job.read_text() == "requeue 71\n"
+    assert letter.count("Stopped at optimizer step 3 of 8") == 1 and letter.count("Stopping: ") == 1
+    label = read_label(tmp_path / "run" / "checkpoints" / "last.ckpt")
+    assert label is not None and label.step == 3
 
 
 def test_predict_is_requeued_where_it_stands_and_goes_on(

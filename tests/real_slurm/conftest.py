@@ -17,23 +17,25 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 START_S = 60
+NODES = ("first", "localhost")
+"""Two nodes, each with a slurmd and two CPUs, on one machine. The last one's name is an address that anybody finds."""
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "squeue")
 
 CONF = """
 ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={controller_port}
-SlurmdPort={node_port}
 AuthType=auth/munge
 AuthInfo=socket={folder}/munge.socket
 SlurmUser=root
 SlurmdUser=root
 StateSaveLocation={folder}/state
-SlurmdSpoolDir={folder}/spool
+SlurmdSpoolDir={folder}/spool-%n
 SlurmctldPidFile={folder}/slurmctld.pid
-SlurmdPidFile={folder}/slurmd.pid
+SlurmdPidFile={folder}/slurmd-%n.pid
 SlurmctldLogFile={folder}/slurmctld.log
-SlurmdLogFile={folder}/slurmd.log
+SlurmdLogFile={folder}/slurmd-%n.log
+SlurmdParameters=config_overrides
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 MpiDefault=none
@@ -44,8 +46,9 @@ KillWait=10
 MinJobAge=600
 SchedulerParameters=bf_interval=1,sched_interval=1
 JobRequeue=1
-NodeName={host} NodeAddr=127.0.0.1 CPUs={num_cpus} State=UNKNOWN
-PartitionName=all Nodes={host} Default=YES MaxTime=INFINITE State=UP OverSubscribe=NO
+NodeName=first NodeHostname={host} NodeAddr=127.0.0.1 Port={first_port} CPUs=2 State=UNKNOWN
+NodeName=localhost NodeHostname={host} NodeAddr=127.0.0.1 Port={last_port} CPUs=2 State=UNKNOWN
+PartitionName=all Nodes=first,localhost Default=YES MaxTime=INFINITE State=UP OverSubscribe=NO
 """
 
 
@@ -63,7 +66,7 @@ class Slurm(NamedTuple):
             env={**self.environment, **environment},
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=300,
         )
 
     def state(self, job: str) -> dict[str, str]:
@@ -118,13 +121,14 @@ def slurm() -> Iterator[Slurm]:
         key = ["--key-file", str(folder / "munge.key"), "--socket", str(folder / "munge.socket")]
         rest = ["--pid-file", f"{folder}/munged.pid", "--log-file", f"{folder}/munged.log"]
         seed = ["--seed-file", str(folder / "munged.seed")]
-        commands = [["munged", "--foreground", "--force", *key, *rest, *seed], ["slurmctld", "-D"], ["slurmd", "-D"]]
+        commands = [["munged", "--foreground", "--force", *key, *rest, *seed], ["slurmctld", "-D"]]
+        commands += [["slurmd", "-D", "-N", node] for node in NODES]
         for command in commands:
-            with (folder / f"{command[0]}.out").open("wb") as out:
+            with (folder / f"{command[0]}.out").open("ab") as out:
                 daemons.append(subprocess.Popen(command, env=environment, stdout=out, stderr=out))
             _wait_for_socket(folder / "munge.socket")
         deadline = time.monotonic() + START_S
-        while "idle" not in cluster.run("sinfo", "--noheader", "--format=%t").stdout:
+        while cluster.run("sinfo", "--noheader", "--Node", "--format=%t").stdout.split() != ["idle"] * len(NODES):
             assert all(daemon.poll() is None for daemon in daemons) and time.monotonic() < deadline, cluster.logs()
             time.sleep(0.3)
         yield cluster
@@ -142,7 +146,7 @@ def slurm() -> Iterator[Slurm]:
 
 
 def _configure(folder: Path) -> None:
-    for name in ("state", "spool"):
+    for name in ("state", *(f"spool-{node}" for node in NODES)):
         (folder / name).mkdir()
     (folder / "munge.key").write_bytes(os.urandom(128))
     (folder / "munge.key").chmod(0o600)
@@ -150,8 +154,8 @@ def _configure(folder: Path) -> None:
         "host": socket.gethostname().split(".")[0],
         "folder": folder,
         "controller_port": _free_port(),
-        "node_port": _free_port(),
-        "num_cpus": min(2, os.cpu_count() or 1),
+        "first_port": _free_port(),
+        "last_port": _free_port(),
     }
     (folder / "slurm.conf").write_text(CONF.format(**settings))
 

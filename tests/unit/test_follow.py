@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -21,7 +23,7 @@ from w2sr.policy import LoRA, Policy, load_policy
 from w2sr.rollouts import OpenAIServer, PolicyGenerator, RolloutEngine, sample_requests
 from w2sr.rollouts.freshness import FLOAT32_TOLERANCE, check_rollouts, completion_logprobs, copy_tolerance
 from w2sr.rollouts.vllm_generator import VLLMFollower, VLLMGenerator
-from w2sr.rollouts.weight_sync import from_first_rank, meet, sync_folder, written
+from w2sr.rollouts.weight_sync import LOCK, from_first_rank, meet, sync_folder, written
 from w2sr.types import Completion, Problem, SampleRequest, Sampling
 
 CPU = torch.device("cpu")
@@ -230,6 +232,48 @@ def test_a_sync_folder_must_be_there(policy: Policy, tmp_path: Path) -> None:
         sync_folder(policy, tmp_path / "absent"),
     ):
         pass
+
+
+HOLDS_A_FOLDER = """
+import sys, torch
+from w2sr.rollouts.weight_sync import sync_folder
+with sync_folder(torch.nn.Linear(2, 2), sys.argv[1]) as folder:
+    (folder / "model.safetensors").write_bytes(b"weights")
+    print(folder, flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_folders_of_killed_runs_are_removed_and_only_those(policy: Policy, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", HOLDS_A_FOLDER, tmp_path]
+    killed, lives, foreign = runs = [
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(3)
+    ]
+    left, held, other = (Path(run.stdout.readline().strip()) for run in runs if run.stdout)
+    for run in (killed, foreign):
+        run.kill()
+        run.wait()
+    assert left.is_dir(), "guard: kill -9 leaves it"
+    if os.geteuid() == 0:
+        os.chown(other / LOCK, 12345, -1)
+    (tmp_path / "w2sr-weights-mine").mkdir()  # no run made it
+    with sync_folder(policy, tmp_path) as folder:
+        expected = {folder.name, held.name, "w2sr-weights-mine", *([other.name] if os.geteuid() == 0 else [])}
+        assert {path.name for path in tmp_path.iterdir()} == expected
+        assert (held / "model.safetensors").is_file()
+    assert not folder.exists()
+    lives.communicate("")
+    assert lives.returncode == 0 and not held.exists()
+
+
+def test_a_disk_without_locks_is_named(policy: Policy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def flock(*_: int) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    with pytest.raises(ValueError, match=r"is on a disk without file locks \(Function not implemented\)"):
+        sync_folder(policy, tmp_path).__enter__()
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_engine_that_only_opens_models_says_what_to_take(chat: Chat, policy: Policy) -> None:

@@ -288,3 +288,12 @@ def test_a_process_killed_while_it_starts_is_an_error_and_no_hang(
         run(pool, ["7"])
     killer.join()
     assert pids(pool) == set()
+
+
+def test_what_slurm_sends_to_all_processes_does_not_end_one_that_starts(stand_in: Path) -> None:
+    """The real one imports sympy for seconds before a line of ours could ignore a signal."""
+    first = "import os, signal\nfor name in ('SIGUSR1', 'SIGTERM'): os.kill(os.getpid(), getattr(signal, name))\n"
+    stand_in.write_text(first + STAND_IN)
+    pool = WorkerPool(num_workers=1, timeout_s=60.0)
+    assert run(pool, ["7", "8"]) == [True, False]
+    pool.close()

@@ -5,18 +5,22 @@ What a real vLLM does with it is in tests/real_vllm.
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from jsonargparse import ArgumentParser
 from lightning import LightningModule
 
 from w2sr.chat import Chat
 from w2sr.miniature.tokenizer import build_tokenizer
-from w2sr.rollouts import VLLM, Embedded, OpenAIServer, RolloutEngine
+from w2sr.rollouts import VLLM, Embedded, OpenAIServer, RolloutEngine, vllm_local
 from w2sr.rollouts.vllm_generator import VLLMGenerator
 from w2sr.rollouts.vllm_local import rank_gpus
 from w2sr.types import SampleRequest, Sampling
@@ -94,6 +98,25 @@ def test_a_completion_that_vllm_broke_off_is_none(monkeypatch: pytest.MonkeyPatc
     _, generator = stand_in("abort", monkeypatch)
     with pytest.raises(RuntimeError, match="sample 2 of problem 'a' with 'abort' after 2 tokens"):
         list(generator.stream([SampleRequest("a", 2, (1,))], Sampling(max_new_tokens=9)))
+
+
+def test_processes_of_vllm_never_get_the_signal_that_asks_for_a_requeue(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SLURM sends it to every process of a job step; vLLM's would die of it in the middle of our step."""
+    asks = "import signal; print(signal.SIGUSR1 in signal.pthread_sigmask(signal.SIG_BLOCK, ()))"
+    said = []
+
+    def llm_class(**_: Any) -> Any:
+        said.append(subprocess.run([sys.executable, "-c", asks], capture_output=True, text=True, check=True).stdout)
+        llm = stand_in("length", monkeypatch)[0]
+        llm.engine_core = SimpleNamespace(shutdown=lambda: None)
+        config = SimpleNamespace(max_model_len=64, get_vocab_size=lambda: 10**6)
+        return SimpleNamespace(llm_engine=llm, renderer=None, model_config=config)
+
+    monkeypatch.setattr(vllm_local, "_import_llm", lambda: llm_class)
+    with VLLM().open(str(tmp_path), CHAT, torch.device("cpu")):
+        assert said == ["True\n"] and signal.SIGUSR1 not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
 
 
 class Writes(LightningModule):

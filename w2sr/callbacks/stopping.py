@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_only
 
 from w2sr.modules import GRPOModule
-from w2sr.runs import Progress, Stopped, mark_finished, mark_unfinished, ways_on
+from w2sr.runs import Progress, StopOutside, Stopped, mark_finished, mark_unfinished, ways_on
 from w2sr.slurm import REQUEUE
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, REQUEUE)
@@ -50,6 +50,8 @@ class StopOnSignal(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """From here on there is a state worth saving.
 
+        A requeue that was asked for before, and whose `Stopped` a library caught, is obeyed after the first step.
+
         Only the main thread may set handlers. A process that was told to ignore SIGINT (a script's background job)
         goes on ignoring it.
         """
@@ -58,6 +60,9 @@ class StopOnSignal(L.Callback):
         if threading.current_thread() is threading.main_thread():
             heard = [signum for signum in SIGNALS if signal.getsignal(signum) != signal.SIG_IGN]
             self._before = {signum: signal.signal(signum, self._note) for signum in heard}
+            outside = self._before.get(REQUEUE)
+            if isinstance(outside, StopOutside) and outside.asked:
+                self._asked = REQUEUE
 
     def _note(self, signum: int, frame: Any) -> None:
         if self._asked is not None:

@@ -18,6 +18,7 @@ from w2sr.rollouts.freshness import copy_tolerance
 from w2sr.rollouts.protocol import Generator, PolicyGenerator, RolloutEngine
 from w2sr.rollouts.vllm_generator import VLLMFollower, VLLMGenerator
 from w2sr.rollouts.weight_sync import sync_folder
+from w2sr.slurm import REQUEUE, kept_from_children
 
 LOGPROBS_MODE = "processed_logprobs"
 """vLLM's name for log-probabilities at the temperature of sampling; its default leaves the temperature out."""
@@ -58,7 +59,7 @@ class VLLM(RolloutEngine):
             ValueError: vLLM is not installed, or it refuses the model or the arguments.
         """
         llm_class = _import_llm()
-        with _own_gpus(device, self.tensor_parallel_size):
+        with _own_gpus(device, self.tensor_parallel_size), kept_from_children(REQUEUE):
             llm = llm_class(model=str(locate_model(model)), **self._arguments())
         try:
             chat.check_vocabulary(llm.model_config.get_vocab_size())
@@ -88,7 +89,7 @@ class VLLM(RolloutEngine):
         with sync_folder(policy) as folder:
             chat.save(folder)
             policy.save_untied(folder)
-            with _own_gpus(device, self.tensor_parallel_size):
+            with _own_gpus(device, self.tensor_parallel_size), kept_from_children(REQUEUE):
                 llm = llm_class(model=str(folder), **self._arguments(more))
             try:
                 generator = VLLMGenerator(llm, chat, policy_version=-1, follows=True)

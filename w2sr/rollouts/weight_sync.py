@@ -6,7 +6,9 @@ loses both when it is started anew, so whoever reads the stamp back knows which 
 
 from __future__ import annotations
 
+import fcntl
 import logging
+import os
 import secrets
 import shutil
 import tempfile
@@ -22,6 +24,8 @@ from w2sr.policy import Policy
 
 MEMORY = Path("/dev/shm")
 """Where Linux keeps files in memory."""
+PREFIX, LOCK = "w2sr-weights-", ".owner"
+"""How such folders are called, and the file in them that their run has locked for as long as it lives."""
 ROOM_TO_SPARE = 1.1
 """So many times the weights' own size must be free there."""
 
@@ -38,6 +42,8 @@ def new_run() -> str:
 def sync_folder(policy: Policy, parent: str | Path | None = None) -> Iterator[Path]:
     """A new folder for the policy's weights, which goes with the `with` block. All ranks call it together.
 
+    A run that was killed leaves its folder, in memory with the size of a model: those in the same place are removed.
+
     Args:
         policy: its size says whether it fits into memory.
         parent: where to make the folder; None takes memory, or the folder for temporary files where memory is short.
@@ -52,12 +58,53 @@ def sync_folder(policy: Policy, parent: str | Path | None = None) -> Iterator[Pa
         )
     if parent is not None and not Path(parent).is_dir():
         raise ValueError(f"sync_folder={parent} is no folder here. Make it, on a disk that the server sees too.")
-    folder = Path(tempfile.mkdtemp(prefix="w2sr-weights-", dir=parent or _roomy(policy)))
-    folder.chmod(0o755)  # a server may run as somebody else
+    place = Path(parent or _roomy(policy))
+    remove_leftovers(place)
+    folder, lock = _locked_folder(place)
     try:
         yield folder
     finally:
         shutil.rmtree(folder)
+        os.close(lock)
+
+
+def _locked_folder(place: Path) -> tuple[Path, int]:
+    """A new folder, and the descriptor that holds its lock. Nobody sees it under its name before it is locked."""
+    hidden = Path(tempfile.mkdtemp(prefix=f".{PREFIX}", dir=place))
+    lock = os.open(hidden / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+    except OSError as error:
+        os.close(lock)
+        shutil.rmtree(hidden)
+        raise ValueError(
+            f"{place} is on a disk without file locks ({error.strerror}), by which a run that was killed is known. Set "
+            "engine.init_args.sync_folder to a folder on another disk that the server sees too."
+        ) from error
+    hidden.chmod(0o755)  # a server may run as somebody else
+    return hidden.rename(hidden.with_name(hidden.name[1:])), lock
+
+
+def remove_leftovers(place: Path) -> None:
+    """Removes the folders of weights in `place` that belong to this user, and whose run is gone.
+
+    A lock goes with its process, however that ended; a number of a process may be given to another one.
+    """
+    for folder in place.glob(f"{PREFIX}*"):
+        try:
+            lock = os.open(folder / LOCK, os.O_RDWR | os.O_NOFOLLOW)
+        except (FileNotFoundError, PermissionError):  # its run removes it just now, or it is another user's
+            continue
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            found = os.fstat(lock)
+            if found.st_nlink and found.st_uid == os.geteuid():  # without a name, another run has removed it
+                shutil.rmtree(folder)
+                _log.warning("Removed %s: a run that was killed had left it.", folder)
+        except BlockingIOError:  # its run lives
+            continue
+        finally:
+            os.close(lock)
 
 
 def _roomy(policy: Policy) -> Path:

@@ -12,6 +12,7 @@ import json
 import math
 import os
 import selectors
+import signal
 import subprocess
 import sys
 import threading
@@ -21,6 +22,8 @@ from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from w2sr.slurm import REQUEUE, kept_from_children
 
 START_LIMIT_S = 120.0
 """A process that is not ready after this long is an error. Importing sympy takes a second, more on a busy machine."""
@@ -55,15 +58,17 @@ class _Worker:
     """One grading process with its pipe. `task` is the index of the task it works on, `deadline` a monotonic time."""
 
     def __init__(self, memory_gib: float, timeout_s: float) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-P", str(_PROGRAM), str(int(memory_gib * 2**30)), str(int(timeout_s) + ORPHAN_GRACE_S)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            bufsize=0,
-            env={**os.environ, "PYTHONHASHSEED": "0"},  # sympy orders by hash: the same verdict in every run
-            start_new_session=True,  # Ctrl-C reaches the parent only
-        )
+        program = [sys.executable, "-P", str(_PROGRAM)]
+        with kept_from_children(signal.SIGTERM, REQUEUE):
+            self.process = subprocess.Popen(
+                [*program, str(int(memory_gib * 2**30)), str(int(timeout_s) + ORPHAN_GRACE_S)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                bufsize=0,
+                env={**os.environ, "PYTHONHASHSEED": "0"},  # sympy orders by hash: the same verdict in every run
+                start_new_session=True,  # Ctrl-C reaches the parent only
+            )
         assert self.process.stdin is not None and self.process.stdout is not None
         self.requests, self.replies = self.process.stdin, self.process.stdout
         self.unread = b""
