@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from w2sr.cli import main
 from w2sr.metrics import PassAtK
@@ -132,6 +133,28 @@ def test_an_unknown_key_is_named_with_the_nearest(tmp_path: Path, capsys: pytest
     )
     message = refused(capsys, "fit", *BASE, *written(tmp_path, "data: {init_args: {kep: N}}"))
     assert "sets kep, which is no argument of w2sr.datamodules.TraceDataModule. Did you mean 'keep'?" in message
+
+
+SGD = "--model.init_args.optimizer.class_path=torch.optim.SGD"
+
+
+def test_a_key_of_another_optimizer_is_named_with_its_class(capsys: pytest.CaptureFixture[str]) -> None:
+    message = refused(capsys, "fit", *BASE, SGD, "--model.init_args.optimizer.init_args.momentun=0.9")
+    assert message == (
+        "error: The configuration sets momentun, which is no argument of torch.optim.SGD. Did you mean 'momentum'?\n"
+    )
+    message = refused(capsys, "fit", *BASE, "--model.init_args.optimizer.class_path=torch.optim.Sgd")
+    assert message.startswith("error: model.init_args.optimizer: module 'torch.optim' has no attribute 'Sgd'.")
+    assert message.endswith("Did you mean 'SGD'?\n") and "Callable" not in message
+
+
+def test_another_optimizer_keeps_what_it_shares_with_the_one_before(capsys: pytest.CaptureFixture[str]) -> None:
+    """The parser's rule, which docs and the line about the optimizer at the start of a run speak of."""
+    with pytest.raises(SystemExit):
+        main(["fit", *BASE, SGD, "--model.init_args.optimizer.init_args.momentum=0.9", "--print_config"])
+    arguments = yaml.safe_load(capsys.readouterr().out)["model"]["init_args"]["optimizer"]["init_args"]
+    assert arguments["weight_decay"] == 0.01, "of configs/w2sr_p.yaml"
+    assert arguments["momentum"] == 0.9 and "betas" not in arguments
 
 
 def test_an_overlay_before_its_base_is_told_so(capsys: pytest.CaptureFixture[str]) -> None:
