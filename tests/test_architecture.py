@@ -33,6 +33,7 @@ FLOORS: list[set[str]] = [
     {"miniature"},
     {"config_errors", "verbs"},
     {"cli"},
+    {"__main__"},
 ]
 LEVEL = {room: level for level, floor in enumerate(FLOORS) for room in floor}
 FILES = sorted(PACKAGE.rglob("*.py"))

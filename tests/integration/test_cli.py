@@ -31,6 +31,27 @@ def test_loading_the_command_line_imports_nothing_heavy() -> None:
     assert loaded == base
 
 
+HELP = """
+import contextlib, io, sys
+from w2sr.__main__ import main
+for verb in ("ask", "audit", "corrupt", "decontaminate", "merge", "puzzles", "report", "traces", "vote"):
+    sys.argv[1:] = [verb, "--help"]
+    with contextlib.redirect_stdout(io.StringIO()) as told, contextlib.suppress(SystemExit):
+        main()
+    assert told.getvalue().startswith(f"usage: {verb} "), told.getvalue()
+    assert "torch" not in sys.modules, verb
+sys.argv[1:] = ["fit", "--help"]
+with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
+    main()
+assert "torch" in sys.modules
+"""
+
+
+def test_help_of_a_verb_needs_no_torch() -> None:
+    """Which takes seconds to import. Of export, score and submit it does."""
+    subprocess.run([sys.executable, "-c", HELP], check=True, cwd=ROOT)
+
+
 def test_help_lists_the_verbs(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         main(["--help"])

@@ -6,7 +6,6 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from w2sr.report import to_markdown, to_text
 from w2sr.results import read_arms
 
 
@@ -22,6 +21,8 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--ceiling", help="arm of the reinforcement-learned student")
     parser.add_argument("--markdown", action="store_true")
     args = parser.parse_args(argv)
+
+    from w2sr.report import to_markdown, to_text  # here, because it imports torch
 
     render = to_markdown if args.markdown else to_text
     print(render(read_arms(args.results), plain=args.plain, teacher=args.teacher, ceiling=args.ceiling), end="")
