@@ -22,7 +22,7 @@ def test_every_config_exists() -> None:
 
 
 def test_every_verb_exists() -> None:
-    from w2sr.cli import VERBS
+    from w2sr.verbs import VERBS
 
     verbs = set(re.findall(r"lightning_cli\.py (\w+)", README))
     assert verbs <= {"fit", "test", "predict", *VERBS}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import logging
 import os
 import re
@@ -25,6 +24,7 @@ from lightning.pytorch.strategies import StrategyRegistry
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from w2sr import verbs
 from w2sr.config_errors import Parser, config_letter
 from w2sr.runs import (
     OUTSIDE,
@@ -193,23 +193,6 @@ def _fsdp2(**settings: Any) -> Any:
     return FSDP2(**settings)
 
 
-VERBS = (
-    "ask",
-    "audit",
-    "corrupt",
-    "decontaminate",
-    "export",
-    "merge",
-    "puzzles",
-    "report",
-    "score",
-    "submit",
-    "traces",
-    "vote",
-)
-"""Each is a module of w2sr.verbs, imported when it is called: the command line starts faster without them."""
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs a verb, or hands over to LightningCLI.
 
@@ -217,9 +200,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     ends with 130, as shells expect of it, another signal alike. A job that SLURM asks to make room is requeued, and
     ends with 0: it has not failed.
     """
+    words = sys.argv[1:] if argv is None else list(argv)
+    if words and words[0] in verbs.VERBS:
+        verbs.run(words)
+        return
     try:
         with _requeued_when_asked():
-            _main(argv)
+            _main(argv, words)
     except Stopped as stop:
         _end_as_interrupted(str(stop), stop.signum)
     except KeyboardInterrupt:
@@ -230,9 +217,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         # Lightning's answer to Ctrl-C before the first training step, in a test, or while results are written
         _end_as_interrupted(OUTSIDE)
     except BrokenPipeError:
-        # whoever read our output wanted no more (`| head`): the end that a shell expects, without a second complaint
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(128 + signal.SIGPIPE)
+        verbs.end_unread()
     except (ValueError, OSError, MisconfigurationException, RuntimeError) as error:
         lost = _lost_rank(error)
         if os.environ.get("W2SR_TRACEBACK") or (isinstance(error, RuntimeError) and not lost):
@@ -296,14 +281,8 @@ def _end_as_interrupted(message: str, signum: signal.Signals = signal.SIGINT) ->
     sys.exit(128 + signum)
 
 
-def _main(argv: Sequence[str] | None) -> None:
+def _main(argv: Sequence[str] | None, words: Sequence[str]) -> None:
     _quieten()
-    words = sys.argv[1:] if argv is None else list(argv)
-    if words and words[0] in VERBS:
-        let_requeue_through()
-        importlib.import_module(f"w2sr.verbs.{words[0]}").main(words[1:])
-        sys.stdout.flush()  # here, where it is known what to do if nobody reads it any more
-        return
     register_strategies()
     W2SRCLI(
         L.LightningModule,
@@ -313,17 +292,14 @@ def _main(argv: Sequence[str] | None) -> None:
         save_config_callback=RunConfig,
         parser_class=Parser,
         parser_kwargs={"epilog": EPILOG, "formatter_class": _formatter()},
-        args=None if argv is None else words,
+        args=None if argv is None else list(words),
         words=words,
         trainer_defaults={"use_distributed_sampler": False},
     )
 
 
 def _quieten() -> None:
-    """Leaves out what says nothing about the user's run: advertisements, and bars of loads that take milliseconds."""
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.disable_progress_bar()
+    """Leaves out what says nothing about the user's run: advertisements."""
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
         lambda record: not any(words in record.getMessage() for words in ("Tip:", "Detected KeyboardInterrupt"))
     )

@@ -57,22 +57,30 @@ def config_letter(message: str) -> str:
     The configuration sets trainer.max_epoch, which is no key of the trainer. Did you mean 'max_epochs'?
     """
     unknown = re.search(r"does not accept option '([\w.]+)'|Option '([\w.]+)' is not accepted", message)
-    owner = re.search(r"given class_path '([\w.]+)'", message)
-    if owner and owner[1] in _NO_BASE:
-        key = "model" if owner[1].endswith("Module") and "DataModule" not in owner[1] else "data"
+    # the innermost is the last; of a callable, such as an optimizer, only the value tells the class
+    owners = re.findall(r"(?:given class_path |expects a function .* Namespace\(class_path=)'([\w.]+)'", message)
+    if owners and owners[-1] in _NO_BASE:
+        key = "model" if owners[-1].endswith("Module") and "DataModule" not in owners[-1] else "data"
         return (
             f"A configuration sets {key}.init_args before any names {key}.class_path: an overlay stands before its "
             f"base, or there is no base. Put the base first: --config configs/w2sr_p.yaml --config OVERLAY."
         )
     if unknown:
-        return _unknown_key(unknown[1] or unknown[2], owner[1] if owner else None)
+        return _unknown_key(unknown[1] or unknown[2], owners[-1] if owners else None)
     lines = [line.strip(" -") for line in message.splitlines()]
     kept = [line for line in lines if line and not _NOISE.match(line)]
     place = re.findall(r'Parser key "([\w.]+)"', message)
     where = f"{'.init_args.'.join(place)}: " if len(place) > 1 else f"{place[0]}: " if place else ""
     said = [line for line in kept if not line.startswith("Problem with given class_path")] or kept or [message]
     first = re.sub(r'^Parser key "[\w.]+": ?', "", " ".join(dict.fromkeys(said)).replace("typing.", ""))
-    return f"{where}{first or message}"
+    first = re.sub(r"Type \S*Callable\[.*expects a function or a callable class: ", "", first)
+    return f"{where}{first or message}{_nearest_class(first)}"
+
+
+def _nearest_class(message: str) -> str:
+    """A hint for a class that its module does not have."""
+    absent = re.search(r"module '([\w.]+)' has no attribute '(\w+)'", message)
+    return nearest(absent[2], dir(importlib.import_module(absent[1]))) if absent else ""
 
 
 def _unknown_key(key: str, class_path: str | None) -> str:

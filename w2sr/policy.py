@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.utils import logging as transformers_logging
 
 from w2sr.attention import ATTENTION_NAME, Engine, Layout, packed_layout, resolve_engine
 from w2sr.chat import Chat
@@ -323,6 +324,7 @@ def load_policy(
     """Loads a causal LM from a directory or a hub name (see `locate_model`). Weights are safetensors only."""
     model_name_or_path = locate_model(model_name_or_path)
     config = _packed_config(AutoConfig.from_pretrained(model_name_or_path, trust_remote_code=trust_remote_code))
+    transformers_logging.disable_progress_bar()  # of a load that takes milliseconds
     lm = AutoModelForCausalLM.from_pretrained(
         model_name_or_path,
         config=config,

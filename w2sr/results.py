@@ -6,7 +6,7 @@ import json
 import math
 import os
 import platform
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from importlib import metadata
 from pathlib import Path
@@ -151,6 +151,47 @@ def read_result(path: str | Path) -> RunResult:
             f"Read it with the w2sr that wrote it ({content.get('versions')}), or evaluate this arm again."
         )
     return _from_json({k: v for k, v in content.items() if k not in ("format", "version")}, path)
+
+
+def read_arms(paths: Sequence[Path]) -> list[RunResult]:
+    """The arms of result files and of folders that hold some, each once, in the order of the paths.
+
+    Every `fit` evaluates the plain student and the teacher beside its own, so two runs have equal arms: the first is
+    taken. Equal are arms of one model with one sampling whose problems have the same counts; cost is not compared.
+
+    Raises:
+        FileNotFoundError, ValueError: there is no result; or two arms of one name differ: both files are named.
+    """
+    files = [file for path in paths for file in (sorted(path.rglob("result.json")) if path.is_dir() else [path])]
+    if not files:
+        raise ValueError(f"There is no result.json under {', '.join(map(str, paths))}. Run `test` or `fit` first.")
+    arms: dict[str, tuple[Path, RunResult]] = {}
+    for file in files:
+        result = read_result(file)
+        first, other = arms.setdefault(result.name, (file, result))
+        if differences := _differences(other, result):
+            raise ValueError(
+                f"Two results are called {result.name!r} and differ in {'; '.join(differences)}: {first} and {file}. "
+                "Leave one of them out: name result.json files in the place of their folder. Or evaluate one again "
+                "under another name, with `test` and EvalWriter's `name`."
+            )
+    return [result for _, result in arms.values()]
+
+
+def _differences(one: RunResult, other: RunResult) -> list[str]:
+    """In what two results of one name are not the same measurement, in words."""
+    named = [
+        f"{name} ({getattr(one, name)!r} and {getattr(other, name)!r})"
+        for name in ("model", "sources", "num_samples", "sampling")
+        if getattr(one, name) != getattr(other, name)
+    ]
+    if named:
+        return named
+    if one.per_problem.keys() != other.per_problem.keys():
+        num_shared = len(one.per_problem.keys() & other.per_problem.keys())
+        return [f"problems ({len(one.per_problem):,} and {len(other.per_problem):,}, {num_shared:,} in both)"]
+    num_differing = sum(one.per_problem[name] != other.per_problem[name] for name in one.per_problem)
+    return [f"the verdicts of {num_differing:,} of {len(one.per_problem):,} problems"] if num_differing else []
 
 
 def _to_json(result: RunResult) -> dict[str, Any]:

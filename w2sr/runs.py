@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple, NoReturn
 
+from w2sr import __version__
+
 LABEL = "archive/w2sr-progress.json"
 """The member of a checkpoint that says how far it is; no weight is touched to read it. torch writes zip archives, in
 memory with all members in the folder `archive`, and reads none that has one elsewhere."""
@@ -73,13 +75,13 @@ class Progress(NamedTuple):
 def add_label(archive: IO[bytes], progress: Progress) -> None:
     """Adds the progress to a checkpoint that torch has just written. torch passes over the additional member."""
     with zipfile.ZipFile(archive, "a") as members:
-        members.writestr(LABEL, json.dumps({**progress._asdict(), "format": FORMAT}))
+        members.writestr(LABEL, json.dumps({**progress._asdict(), "format": FORMAT, "w2sr": __version__}))
 
 
 def write_label(checkpoint: Path, progress: Progress) -> None:
     """Labels a sharded checkpoint whose other files are all there."""
     files = {path.name: path.stat().st_size for path in sorted(checkpoint.iterdir())}
-    label = {**progress._asdict(), "format": FORMAT, "files": files}
+    label = {**progress._asdict(), "format": FORMAT, "w2sr": __version__, "files": files}
     with (checkpoint / LABEL_FILE).open("w") as stream:
         stream.write(json.dumps(label, indent=1) + "\n")
         stream.flush()
@@ -127,7 +129,10 @@ def flaw(checkpoint: Path) -> str | None:
     """Why a checkpoint cannot be gone on from, as far as it can be seen without loading it; None where it can."""
     label = _label(checkpoint)
     if label.get("format", 0) > FORMAT:
-        return f"it was written by a newer w2sr, in format {label['format']}; this one reads up to {FORMAT}"
+        return (
+            f"w2sr {label.get('w2sr')} wrote it, in format {label['format']}; this is w2sr {__version__}, which reads "
+            f"formats up to {FORMAT}"
+        )
     if checkpoint.is_dir():
         if not label:
             return f"it has no {LABEL_FILE}, which is written last"

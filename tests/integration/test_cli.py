@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from w2sr.cli import main
 from w2sr.metrics import PassAtK
@@ -28,6 +29,27 @@ def test_loading_the_command_line_imports_nothing_heavy() -> None:
     loaded = python(f"import sys, w2sr.cli; print([name for name in {HEAVY!r} if name in sys.modules])")
     base = python(f"import sys, lightning.pytorch.cli; print([name for name in {HEAVY!r} if name in sys.modules])")
     assert loaded == base
+
+
+HELP = """
+import contextlib, io, sys
+from w2sr.__main__ import main
+for verb in ("ask", "audit", "corrupt", "decontaminate", "merge", "puzzles", "report", "traces", "vote"):
+    sys.argv[1:] = [verb, "--help"]
+    with contextlib.redirect_stdout(io.StringIO()) as told, contextlib.suppress(SystemExit):
+        main()
+    assert told.getvalue().startswith(f"usage: {verb} "), told.getvalue()
+    assert "torch" not in sys.modules, verb
+sys.argv[1:] = ["fit", "--help"]
+with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
+    main()
+assert "torch" in sys.modules
+"""
+
+
+def test_help_of_a_verb_needs_no_torch() -> None:
+    """Which takes seconds to import. Of export, score and submit it does."""
+    subprocess.run([sys.executable, "-c", HELP], check=True, cwd=ROOT)
 
 
 def test_help_lists_the_verbs(capsys: pytest.CaptureFixture[str]) -> None:
@@ -132,6 +154,28 @@ def test_an_unknown_key_is_named_with_the_nearest(tmp_path: Path, capsys: pytest
     )
     message = refused(capsys, "fit", *BASE, *written(tmp_path, "data: {init_args: {kep: N}}"))
     assert "sets kep, which is no argument of w2sr.datamodules.TraceDataModule. Did you mean 'keep'?" in message
+
+
+SGD = "--model.init_args.optimizer.class_path=torch.optim.SGD"
+
+
+def test_a_key_of_another_optimizer_is_named_with_its_class(capsys: pytest.CaptureFixture[str]) -> None:
+    message = refused(capsys, "fit", *BASE, SGD, "--model.init_args.optimizer.init_args.momentun=0.9")
+    assert message == (
+        "error: The configuration sets momentun, which is no argument of torch.optim.SGD. Did you mean 'momentum'?\n"
+    )
+    message = refused(capsys, "fit", *BASE, "--model.init_args.optimizer.class_path=torch.optim.Sgd")
+    assert message.startswith("error: model.init_args.optimizer: module 'torch.optim' has no attribute 'Sgd'.")
+    assert message.endswith("Did you mean 'SGD'?\n") and "Callable" not in message
+
+
+def test_another_optimizer_keeps_what_it_shares_with_the_one_before(capsys: pytest.CaptureFixture[str]) -> None:
+    """The parser's rule, which docs and the line about the optimizer at the start of a run speak of."""
+    with pytest.raises(SystemExit):
+        main(["fit", *BASE, SGD, "--model.init_args.optimizer.init_args.momentum=0.9", "--print_config"])
+    arguments = yaml.safe_load(capsys.readouterr().out)["model"]["init_args"]["optimizer"]["init_args"]
+    assert arguments["weight_decay"] == 0.01, "of configs/w2sr_p.yaml"
+    assert arguments["momentum"] == 0.9 and "betas" not in arguments
 
 
 def test_an_overlay_before_its_base_is_told_so(capsys: pytest.CaptureFixture[str]) -> None:

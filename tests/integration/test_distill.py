@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import yaml
+from torch import distributed
 
 from w2sr.chat import Chat
 from w2sr.cli import main
@@ -81,6 +82,17 @@ def refused(distill_config: Config, capsys: pytest.CaptureFixture[str]) -> Calla
         return printed.partition("error: ")[2]
 
     return message
+
+
+def test_a_strategy_that_shards_is_refused(refused: Callable[..., str]) -> None:
+    """Lightning's own message is a TypeError about hooks."""
+    try:
+        letter = refused(trainer__strategy="fsdp2")
+    finally:
+        if distributed.is_initialized():
+            distributed.destroy_process_group()
+    assert letter.startswith("trainer.strategy=fsdp2 shards a model over the processes, and `predict` gives each")
+    assert "Set trainer.strategy=auto." in letter and "tensor_parallel_size" in letter
 
 
 def content(store: Path) -> list[Trace]:

@@ -65,11 +65,14 @@ def test_a_resumed_run_repeats_the_uninterrupted_one_bit_by_bit(
         "data__held_out_frac": 0.2,
         "data__validation": {"five": {"path": str(tiny_world.validation)}},
         "trainer__max_epochs": 3,
+        "trainer__val_check_interval": 2,
     }
     whole = tmp_path / "whole"
     fit(fit_config(whole, trainer__callbacks=[EVERY_STEP, EVERY_EPOCH, EXPORT], **changes))
     losses, rates = scalars(whole, "train/loss"), scalars(whole, "train/learning_rate")
     assert list(losses) == list(range(9)), "3 epochs of 3 steps: 12 traces in steps of 4"
+    validations = scalars(whole, "val/loss")  # step 2 is number 1, counted from 0
+    assert len(set(validations.values())) == 4, "after steps 2, 4, 6 and 8: once at the end of an epoch"
     assert len(set(losses.values())) == 9 and len(set(rates.values())) > 5
     for name in ("step-2", "step-3", "epoch-end-3", "step-4", "step-6", "step-8"):
         done, resumed = int(name.rpartition("-")[2]), tmp_path / f"from-{name}"
@@ -78,6 +81,8 @@ def test_a_resumed_run_repeats_the_uninterrupted_one_bit_by_bit(
         rest = {step: loss for step, loss in losses.items() if step >= done}
         assert scalars(resumed, "train/loss") == rest, name
         assert scalars(resumed, "train/learning_rate") == {step: rates[step] for step in rest}, name
+        due = {step: loss for step, loss in validations.items() if step >= done - 1}
+        assert scalars(resumed, "val/loss") == due, f"{name}: also the one between this checkpoint and the next step"
         torch.testing.assert_close(weights(resumed), weights(whole), atol=0, rtol=0, msg=name)
         tokens = [(folder / "student" / "README.md").read_text().split(" optimizer")[1] for folder in (whole, resumed)]
         assert tokens[0].splitlines()[0] == tokens[1].splitlines()[0], "trained tokens count from the first step on"

@@ -20,6 +20,7 @@ from w2sr.chat import Chat
 from w2sr.datamodules import TraceDataModule
 from w2sr.datamodules.steps import StepDataset
 from w2sr.modules.sharded_checkpoints import read_tensors
+from w2sr.runs import Progress, check_checkpoint, read_label
 from w2sr.traces import read_traces
 
 FitConfig = Callable[..., Path]
@@ -205,15 +206,22 @@ TIMEOUT_S = 40
 """The ranks must also meet within it when they start, on a machine that does other work."""
 
 
-@pytest.mark.parametrize(("how", "reason"), [("SIGKILL", "Connection"), ("SIGSTOP", "Timed out")])
-def test_a_lost_rank_ends_the_run_in_time(how: str, reason: str, tmp_path: Path, fit_config: FitConfig) -> None:
+DDP, FSDP2 = "lightning.pytorch.strategies.DDPStrategy", "w2sr.modules.fsdp2.FSDP2"
+
+
+@pytest.mark.parametrize(
+    ("strategy", "how", "reason"),
+    [(DDP, "SIGKILL", "Connection"), (DDP, "SIGSTOP", "Timed out"), (FSDP2, "SIGKILL", "Connection")],
+)
+def test_a_lost_rank_ends_the_run_in_time(
+    strategy: str, how: str, reason: str, tmp_path: Path, fit_config: FitConfig
+) -> None:
     """One that is killed ends the other at once; one that hangs does so after the timeout, and not after 30 minutes."""
     (tmp_path / "lose.py").write_text(LOSE)
-    ddp = {"class_path": "lightning.pytorch.strategies.DDPStrategy", "init_args": {"timeout": f"0:00:{TIMEOUT_S}"}}
     config = fit_config(
         tmp_path / "run",
         trainer__devices=2,
-        trainer__strategy=ddp,
+        trainer__strategy={"class_path": strategy, "init_args": {"timeout": f"0:00:{TIMEOUT_S}"}},
         trainer__callbacks=[SAVE_LAST],
         data__max_tokens=120,
     )
@@ -228,4 +236,6 @@ def test_a_lost_rank_ends_the_run_in_time(how: str, reason: str, tmp_path: Path,
     letter = (tmp_path / "said").read_text()
     assert re.search(rf"error: Rank 0 waits for another rank that died or hangs \(.*{reason}", letter), letter
     assert "trainer.strategy.init_args.timeout" in letter and "Traceback" not in letter
-    assert torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 2
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    check_checkpoint(last)
+    assert read_label(last) == Progress(2, 8, 0)

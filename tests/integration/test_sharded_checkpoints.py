@@ -16,6 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from w2sr import __version__
 from w2sr.cli import main
 from w2sr.modules.checkpoints import WholeCheckpointIO
 from w2sr.modules.sharded_checkpoints import REST, read_tensors
@@ -191,8 +192,9 @@ def test_a_checkpoint_of_newer_code_or_of_no_run_of_ours_is_refused(stopped: tup
     folder = copied(stopped[0], tmp_path)
     last = folder / "checkpoints" / "last.ckpt"
     label = json.loads((last / LABEL_FILE).read_text())
-    (last / LABEL_FILE).write_text(json.dumps({**label, "format": 2}))
-    with pytest.raises(ValueError, match=r"by a newer w2sr, in format 2; this one reads up to 1\)\. Give another"):
+    (last / LABEL_FILE).write_text(json.dumps({**label, "format": 2, "w2sr": "0.9.7"}))
+    letter = rf"\(w2sr 0\.9\.7 wrote it, in format 2; this is w2sr {__version__}, .* up to 1\)\. Give another"
+    with pytest.raises(ValueError, match=letter):
         WholeCheckpointIO().load_checkpoint(last)
     (last / LABEL_FILE).write_text(json.dumps(label))
     (folder / "config.yaml").unlink()
@@ -223,6 +225,72 @@ def test_a_disk_that_one_rank_finds_full_is_told_and_the_checkpoint_before_it_st
     names = {path.name for path in (folder / "checkpoints").iterdir()}
     assert "at-step=7.ckpt" not in names and not [name for name in names if name.startswith(".")]
     assert newest_checkpoint(folder) == folder / "checkpoints" / "last.ckpt"
+
+
+FILL = """
+import sys
+from datetime import timedelta
+from pathlib import Path
+import torch
+from torch import distributed
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Shard
+from w2sr.modules.sharded_checkpoints import read_tensors, write_sharded
+from w2sr.runs import Progress, flaw
+rank, folder, meeting = int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
+distributed.init_process_group("gloo", f"file://{meeting}", timedelta(seconds=60), rank=rank, world_size=2)
+mesh = init_device_mesh("cpu", (2,))
+place, filler = folder / "last.ckpt", folder / "filler"
+log = open(f"{meeting}.{rank}", "w", buffering=1)
+def write(step):
+    shard = DTensor.from_local(torch.full((10_000,), float(step)), mesh, [Shard(0)])
+    write_sharded(place, {"w": shard}, {"global_step": step}, Progress(step, None, 0))
+write(1)
+size = sum(path.stat().st_size for path in place.iterdir())
+pages = 0
+while True:
+    if rank == 0:
+        filler.write_bytes(b"")
+        free = __import__("shutil").disk_usage(folder).free
+        filler.write_bytes(bytes(free - 4096 * pages))
+    distributed.barrier()
+    try:
+        write(2)
+        break
+    except OSError as error:
+        letter = str(error)
+    kept = float(read_tensors(place)["w"].unique()) if flaw(place) is None else flaw(place)
+    names = sorted(path.name for path in folder.iterdir())
+    said = "cannot be written: " in letter and " (0." in letter and " MiB were free)" in letter and "\\n" not in letter
+    print(rank, pages, kept, names == ["filler", "last.ckpt"], said, repr(letter), file=log)
+    distributed.barrier()
+    pages += 1
+print(rank, "done", float(read_tensors(place)["w"].unique()), 4096 * pages >= size, file=log)
+"""
+
+
+def test_a_disk_that_is_full_after_any_number_of_pages(tmp_path: Path) -> None:
+    """A real file system with room for 0, 1, 2 ... pages: whatever file of the checkpoint is the one that does not fit,
+    both ranks say so, and the checkpoint before it is whole."""
+    (tmp_path / "fill.py").write_text(FILL)
+    (disk := tmp_path / "disk").mkdir()
+    both = 'mount -t tmpfs -o size=400k tmpfs "$1" && { "$2" "$3" 1 "$1" "$4" & "$2" "$3" 0 "$1" "$4"; wait $!; }'
+    words = ["unshare", "-rm", "sh", "-c", both, "sh", str(disk), sys.executable, str(tmp_path / "fill.py")]
+    if subprocess.run(["unshare", "-rm", "mount", "-t", "tmpfs", "tmpfs", str(disk)], capture_output=True).returncode:
+        pytest.skip("no small file system can be mounted here")
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run(
+        [*words, str(tmp_path / "meeting")], env=environment, capture_output=True, text=True, timeout=HANG_S
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    said = "".join((tmp_path / f"meeting.{rank}").read_text() for rank in (0, 1))
+    lines = [line.split(" ", 5) for line in said.splitlines()]
+    ends = sorted(line for line in lines if line[1] == "done")
+    assert ends == [["0", "done", "2.0", "True"], ["1", "done", "2.0", "True"]]
+    tries = [line for line in lines if line[1] != "done"]
+    assert len(tries) == 2 * len({line[1] for line in tries}) > 40, "both ranks, for more than 20 sizes of the disk"
+    for _, _, kept, nothing_left, is_told, letter in tries:
+        assert (kept, nothing_left, is_told) == ("1.0", "True", "True"), letter
 
 
 def test_a_sharded_checkpoint_is_exported_tensor_by_tensor(

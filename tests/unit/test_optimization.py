@@ -28,6 +28,12 @@ def test_norms_and_biases_are_not_decayed_and_frozen_weights_are_left_out() -> N
     assert (decayed["lr"], spared["lr"]) == (0.02, 0.02), "learning_rates overrules the optimizer's own"
 
 
+def test_the_optimizer_is_said_with_what_it_was_given(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    build_optimizer(lambda groups: torch.optim.SGD(groups, momentum=0.8), 0.5, small_model().named_parameters())
+    assert "Optimizer: SGD with peak learning rate 0.5, momentum=0.8, dampening=0, weight_decay=0.\n" in caplog.text
+
+
 def test_decay_shrinks_the_matrix_only() -> None:
     """Without gradient, one step of SGD with decay 0.3 and rate 0.5 multiplies the matrix by 1 - 0.15."""
     model = small_model()

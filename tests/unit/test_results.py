@@ -11,7 +11,16 @@ from typing import Any
 
 import pytest
 
-from w2sr.results import Cost, Estimate, ProblemCount, RunResult, library_versions, read_result, write_result
+from w2sr.results import (
+    Cost,
+    Estimate,
+    ProblemCount,
+    RunResult,
+    library_versions,
+    read_arms,
+    read_result,
+    write_result,
+)
 
 RESULT = RunResult(
     name="W2SR-P – «ü»",
@@ -118,3 +127,36 @@ def test_versions_name_what_numbers_depend_on() -> None:
     versions = library_versions()
     assert {"python", "w2sr", "torch", "numpy", "transformers"} <= versions.keys()
     assert versions["numpy"][0].isdigit() and versions["w2sr"][0].isdigit()
+
+
+def test_an_arm_that_two_runs_evaluated_alike_is_taken_once(tmp_path: Path) -> None:
+    """Every `fit` evaluates the plain student. Seconds, dates and commands differ; the first file's are taken."""
+    again = replace(RESULT, cost=Cost(99.0, 4_000), created="2026-11-23T12:00:00+00:00", command="fit --config grpo")
+    write_result(RESULT, tmp_path / "a" / "plain-student" / "result.json")
+    write_result(replace(RESULT, name="P"), tmp_path / "a" / "p" / "result.json")
+    write_result(again, tmp_path / "b" / "plain-student" / "result.json")
+    arms = read_arms([tmp_path / "a", tmp_path / "b", tmp_path / "a" / "p" / "result.json"])
+    assert [(arm.name, arm.cost.seconds) for arm in arms] == [("P", 12.5), (RESULT.name, 12.5)]
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"model": "runs/q/student"}, r"model \('runs/p/student' and 'runs/q/student'\)"),
+        ({"sampling": {"temperature": 0.7}}, r"sampling \(\{'temperature': 0\.6, .*\} and \{'temperature': 0\.7\}\)"),
+        ({"num_samples": 8}, r"num_samples \(4 and 8\)"),
+        (
+            {"per_problem": {"gsm8k/3": ProblemCount(2, 4, "gsm8k"), "gsm8k/9": ProblemCount(4, 4, "gsm8k")}},
+            "the verdicts of 1 of 2 problems",
+        ),
+        ({"per_problem": {"gsm8k/3": ProblemCount(1, 4, "gsm8k")}}, r"problems \(2 and 1, 1 in both\)"),
+    ],
+)
+def test_two_arms_of_one_name_that_differ_are_refused_with_both_files(
+    change: dict[str, Any], told: str, tmp_path: Path
+) -> None:
+    files = [tmp_path / folder / "result.json" for folder in ("a", "b")]
+    write_result(RESULT, files[0])
+    write_result(replace(RESULT, **change), files[1])
+    with pytest.raises(ValueError, match=rf"called '{RESULT.name}' and differ in {told}: {files[0]} and {files[1]}\."):
+        read_arms([tmp_path])

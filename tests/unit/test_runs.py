@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from w2sr import __version__
 from w2sr.modules.checkpoints import WholeCheckpointIO
 from w2sr.runs import (
     Progress,
@@ -97,8 +98,11 @@ def test_a_checkpoint_that_is_not_whole_is_refused_and_a_good_one_named(folder: 
 def test_a_checkpoint_of_newer_code_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as newer:
         newer.setattr("w2sr.runs.FORMAT", 2)
+        newer.setattr("w2sr.runs.__version__", "0.9.7")
         file = save(folder / "checkpoints" / "last.ckpt", 60)
-    with pytest.raises(ValueError, match=r"written by a newer w2sr, in format 2; this one reads up to 1"):
+    with pytest.raises(
+        ValueError, match=f"w2sr 0.9.7 wrote it, in format 2; this is w2sr {__version__}, which reads formats up to 1"
+    ):
         WholeCheckpointIO().load_checkpoint(file)
 
 

@@ -41,6 +41,7 @@ class StopOnSignal(L.Callback):
         self.words = list(words)
         self._asked: signal.Signals | None = None
         self._may_leave_now = False
+        self._validation_due = False
         self._before: dict[signal.Signals, Any] = {}
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -79,12 +80,13 @@ class StopOnSignal(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        asked = self._asked_anywhere(trainer)
-        if asked is not None and not _validation_follows(trainer):
+        asked, self._validation_due = self._asked_anywhere(trainer), _validation_follows(trainer)
+        if asked is not None and not self._validation_due:
             _log_step(trainer)
             raise Stopped(asked)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._validation_due = False
         self._leave_validation(trainer)
 
     def on_validation_batch_start(
@@ -148,6 +150,8 @@ class StopOnSignal(L.Callback):
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint["num_steps"] = progress(trainer).num_steps
+        if self._validation_due:
+            _let_validation_follow(checkpoint["loops"]["fit_loop"])
 
     @rank_zero_only
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -203,6 +207,18 @@ def _begin_validation_anew(trainer: L.Trainer) -> None:
     for count in (counts.total, counts.current):
         count.reset()
         count.ready = count.started = 1
+
+
+def _let_validation_follow(saved: dict[str, Any]) -> None:
+    """Makes the state of a checkpoint after a step the one of `_begin_validation_anew`.
+
+    A ModelCheckpoint saves between the step and the validation that follows it; Lightning takes it that both are over,
+    so what goes on from there, a killed run, would lack that validation.
+    """
+    for count in ("total", "current"):
+        steps = saved["epoch_loop.batch_progress"][count]
+        steps["completed"] = steps["processed"]
+        saved["epoch_loop.val_loop.batch_progress"][count].update(ready=1, started=1, processed=0, completed=0)
 
 
 def _same(one: Any, other: Path) -> bool:

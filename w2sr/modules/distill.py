@@ -15,6 +15,7 @@ from typing import Any, Literal, cast
 
 import lightning as L
 import torch
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_info
 from rich.console import Console
 
@@ -32,6 +33,7 @@ from w2sr.distillation import (
 from w2sr.modules.ranks import on_all_ranks, patient_group
 from w2sr.policy import context_length
 from w2sr.rollouts import Embedded, RolloutEngine, ToolGenerator, sample_requests
+from w2sr.runs import RefusedByAll
 from w2sr.shards import WHOLE, Shard
 from w2sr.tools import Calculator
 from w2sr.traces import TraceWriter, claim, iter_store
@@ -95,6 +97,7 @@ class DistillModule(L.LightningModule):
 
     def setup(self, stage: str) -> None:
         """Everything that can be refused is refused here, before a model is loaded."""
+        _refuse_sharding(self.trainer.strategy)
         self.chat = Chat.load(
             self.teacher,
             template=self.template,
@@ -211,4 +214,15 @@ class DistillModule(L.LightningModule):
             f"(sampling.max_new_tokens={self.sampling.max_new_tokens:,}), or an extraction rule that does not fit "
             "(data.problems)? What is there is kept. Change it and write to another trainer.default_root_dir; or, if "
             "this is what the teacher writes, set model.gate_min_answers=0 and run again: it goes on."
+        )
+
+
+def _refuse_sharding(strategy: Any) -> None:
+    """Raises `RefusedByAll` under a strategy that shards models: each process asks a whole teacher."""
+    if isinstance(strategy, FSDPStrategy | ModelParallelStrategy):
+        raise RefusedByAll(
+            "trainer.strategy=fsdp2 shards a model over the processes, and `predict` gives each process a whole teacher"
+            " with its share of the problems. Set trainer.strategy=auto. A teacher larger than a GPU is for vLLM: "
+            "--config configs/engine/vllm.yaml with model.init_args.engine.init_args.tensor_parallel_size, or a server "
+            "(configs/engine/server.yaml)."
         )

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
@@ -24,7 +25,11 @@ OptimizerCallable = Callable[[Iterable], Optimizer]
 def build_optimizer(
     optimizer: OptimizerCallable, learning_rate: float, named_parameters: Iterable[tuple[str, nn.Parameter]]
 ) -> Optimizer:
-    """The optimizer over trainable parameters. Norms and biases (fewer than two dimensions) are not decayed."""
+    """The optimizer over trainable parameters. Norms and biases (fewer than two dimensions) are not decayed.
+
+    What it was given is said: where a command line changes the class, the parser keeps the arguments of the class
+    before that the new one has too.
+    """
     trainable = [(name, parameter) for name, parameter in named_parameters if parameter.requires_grad]
     groups: list[dict[str, Any]] = [
         {"params": [parameter for _, parameter in trainable if parameter.ndim >= 2], "lr": learning_rate},
@@ -34,7 +39,11 @@ def build_optimizer(
             "weight_decay": 0.0,
         },
     ]
-    return optimizer([group for group in groups if group["params"]])
+    made = optimizer([group for group in groups if group["params"]])
+    given = [f"{name}={value}" for name, value in made.defaults.items() if name != "lr" and not isinstance(value, bool)]
+    told = ", ".join(["", *(word for word in given if not word.endswith("=None"))])
+    rank_zero_info(f"Optimizer: {type(made).__name__} with peak learning rate {learning_rate:g}{told}.")
+    return made
 
 
 def lr_factor(step: int, num_steps: int, warmup_frac: float, min_lr_frac: float) -> float:

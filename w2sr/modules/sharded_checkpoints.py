@@ -11,7 +11,7 @@ import io
 import os
 import shutil
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -55,13 +55,14 @@ def write_sharded(path: Path, tensors: Mapping[str, Any], rest: Mapping[str, Any
         try:
             dcp.save(dict(tensors), checkpoint_id=aside)
         except CheckpointException as error:  # all ranks raise it where one could not write
-            raise OSError("; ".join(str(failure[0]) for failure in error.failures.values())) from error
+            raise OSError(_reasons(failure[0] for failure in error.failures.values())) from error
         _on_rank_0(finish)
     except OSError as error:
+        free_mib = shutil.disk_usage(path.parent).free / 2**20
         _on_rank_0(lambda: shutil.rmtree(aside, ignore_errors=True))
         raise OSError(
-            f"The checkpoint {path} cannot be written: {error}. What lay there before is as it was. Make room, then go "
-            "on: --ckpt_path last."
+            f"The checkpoint {path} cannot be written: {error} ({free_mib:,.1f} MiB were free). What lay there before "
+            "is as it was. Make room, then go on: --ckpt_path last."
         ) from error
 
 
@@ -133,6 +134,13 @@ def remove(path: Path) -> None:
     away = path.with_name(f".{path.name}.removed")
     path.rename(away)
     _delete(away)
+
+
+def _reasons(failures: Iterable[BaseException]) -> str:
+    """What the ranks ran into, each thing once. Where the disk fills up while torch ends a file, it says no more of it
+    than that the file is shorter than expected, in a RuntimeError."""
+    told = [error.strerror if isinstance(error, OSError) and error.strerror else str(error) for error in failures]
+    return "; ".join(dict.fromkeys(told))
 
 
 def _put_in_place(aside: Path, path: Path) -> None:

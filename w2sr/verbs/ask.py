@@ -6,11 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-import torch
-
-from w2sr.chat import Chat
 from w2sr.locations import locate_model
-from w2sr.rollouts import Embedded
 from w2sr.types import SampleRequest, Sampling
 
 
@@ -26,6 +22,11 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--template", default="auto")
     parser.add_argument("--instruction", help="text appended to the question, such as a chain-of-thought prompt")
     args = parser.parse_args(argv)
+
+    import torch  # here, as what follows imports it too: help comes without
+
+    from w2sr.chat import Chat
+    from w2sr.rollouts import Embedded
 
     student = str(locate_model(args.student))
     chat = Chat.load(student, template=args.template, instruction=args.instruction)

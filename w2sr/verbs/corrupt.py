@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import get_args
 
 from w2sr.corruption import Corruption, Kind, corrupt_traces
-from w2sr.datamodules.sources import verify_by_rules
 from w2sr.traces import read_store, write_store
 from w2sr.types import DataFile, Trace
 
@@ -32,6 +31,8 @@ def main(argv: Sequence[str]) -> None:
         "--rules", nargs="+", default=["boxed"], help="how answers are found in traces that were never verified"
     )
     args = parser.parse_args(argv)
+
+    from w2sr.datamodules.sources import verify_by_rules  # here, because it imports Lightning
 
     corruption = Corruption(args.kind, args.rate, args.seed, args.whole_to)
     if args.out.exists():

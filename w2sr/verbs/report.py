@@ -6,12 +6,14 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from w2sr.report import to_markdown, to_text
-from w2sr.results import read_result
+from w2sr.results import read_arms
 
 
 def main(argv: Sequence[str]) -> None:
-    """`report RESULT ...`: one table of result files, with RGR and PGR where a ceiling is named."""
+    """`report RESULT ...`: one table of result files, with RGR and PGR where a ceiling is named.
+
+    An arm that several runs evaluated alike, as every `fit` does with the plain student, is one line.
+    """
     parser = argparse.ArgumentParser(prog="report", description="One table of result.json files.")
     parser.add_argument("results", nargs="+", type=Path, metavar="RESULT", help="result.json, or a folder of them")
     parser.add_argument("--plain", help="arm of the plain student: the floor of RGR")
@@ -20,11 +22,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--markdown", action="store_true")
     args = parser.parse_args(argv)
 
-    files = [file for path in args.results for file in (sorted(path.rglob("result.json")) if path.is_dir() else [path])]
-    if not files:
-        raise ValueError(
-            f"There is no result.json under {', '.join(map(str, args.results))}. Run `test` or `fit` first."
-        )
+    from w2sr.report import to_markdown, to_text  # here, because it imports torch
+
     render = to_markdown if args.markdown else to_text
-    results = [read_result(file) for file in files]
-    print(render(results, plain=args.plain, teacher=args.teacher, ceiling=args.ceiling), end="")
+    print(render(read_arms(args.results), plain=args.plain, teacher=args.teacher, ceiling=args.ceiling), end="")

@@ -13,10 +13,8 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from w2sr.datamodules.sources import verify_traces
 from w2sr.locations import locate
 from w2sr.rows import OnBadRow, printable
-from w2sr.scores import stored_table
 from w2sr.selection import GateRow
 from w2sr.trace_page import render_page
 from w2sr.trace_summary import VERDICTS, Lengths, TraceSummary, stratified_sample, summarize
@@ -105,6 +103,8 @@ def _read(args: argparse.Namespace) -> tuple[list[Trace], list[str]]:
     )
     notes = [f"Skipped: {_num(num_bad_rows, 'bad row')}."] if num_bad_rows else []
     if args.rules:
+        from w2sr.datamodules.sources import verify_traces  # here, because it imports Lightning
+
         num_bare = sum(not trace.verdict for trace in traces)
         with Verifier(args.rules, args.kind) as verifier:
             traces, num_bad = verify_traces(traces, verifier, args.on_bad_reference)
@@ -131,6 +131,8 @@ def _columns(entries: Sequence[str] | None) -> dict[str, str] | None:
 
 
 def _write_page(args: argparse.Namespace, traces: list[Trace]) -> None:
+    from w2sr.scores import stored_table  # here, because it imports torch
+
     shown = traces if args.limit is None else stratified_sample(traces, args.limit)
     was_there = args.out.exists()
     store = locate(args.store)

@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
-from w2sr.datamodules.sources import verify_traces
 from w2sr.locations import locate
 from w2sr.traces import read_store, write_store
 from w2sr.types import Kind, Trace
@@ -69,6 +68,8 @@ def _with_answer(trace: Trace, rules: tuple[NamedRule, ...]) -> Trace:
 
 def _verified(traces: Sequence[Trace], verifier: Verifier) -> list[Trace]:
     """The traces with a verdict from a reference: their own, or one found now where the reference can be used."""
+    from w2sr.datamodules.sources import verify_traces  # here, because it imports Lightning
+
     own = [trace for trace in traces if trace.verdict and not trace.is_label_free]
     bare = [trace for trace in traces if not trace.verdict and trace.reference_answer]
     return own + verify_traces(bare, verifier, "skip")[0]
