@@ -1,8 +1,9 @@
 """Learning curves of five policy losses on the miniature: three seeds each, the learning rate chosen on validation problems.
 
-Every arm is `configs/grpo.yaml` with a few keys changed. Each variant first runs with every learning rate and seed 0; the
-rate with the best end (mean validation Pass@1 of the last three validations) runs with the other seeds. Runs that are
-there already are not run again, so a study that was stopped goes on with the same command.
+Every arm is `configs/grpo.yaml` with a few keys changed. Each variant of `--choose` first runs with every learning rate
+and seed 0; the rate with the best end (mean validation Pass@1 of the last three validations) runs with the other seeds.
+Variants that are not among them take the rate whose mean over those is best. Runs that are there already are not run
+again, so a study that was stopped goes on with the same command.
 
     OMP_NUM_THREADS=1 python benchmarks/grpo_variants.py --runs runs/study/grpo --w2sr runs/w2sr_p --out docs/results/grpo_variants.md
 """
@@ -127,25 +128,28 @@ def read(place: Path) -> Curve:
 
 
 def study(
-    folder: Path, rates: Sequence[float], seeds: Sequence[int], rounds: int, workers: int
+    folder: Path, rates: Sequence[float], choose: Sequence[str], seeds: Sequence[int], rounds: int, workers: int
 ) -> Iterator[tuple[str, dict[float, Curve], float, list[Curve]]]:
     """variant, its curves of the first seed by learning rate, the chosen rate, and its curves of all seeds."""
     with ThreadPoolExecutor(workers) as pool:
         first = {
             (variant, rate): pool.submit(run, Arm(variant, rate, seeds[0]), folder, rounds)
-            for variant in VARIANTS
+            for variant in choose
             for rate in rates
         }
-        chosen = {v: max(rates, key=lambda rate: first[v, rate].result().end) for v in VARIANTS}
-        rest = {
-            (variant, seed): pool.submit(run, Arm(variant, chosen[variant], seed), folder, rounds)
-            for variant in VARIANTS
-            for seed in seeds[1:]
+        common_rate = max(rates, key=lambda rate: statistics.mean(first[v, rate].result().end for v in choose))
+        chosen = dict.fromkeys(VARIANTS, common_rate) | {
+            variant: max(rates, key=lambda rate: first[variant, rate].result().end) for variant in choose
         }
+        arms = {
+            (variant, seed): pool.submit(run, Arm(variant, chosen[variant], seed), folder, rounds)
+            for seed in seeds
+            for variant in VARIANTS
+            if variant not in choose or seed != seeds[0]
+        } | {(variant, seeds[0]): first[variant, chosen[variant]] for variant in choose}
         for variant in VARIANTS:
-            by_rate = {rate: first[variant, rate].result() for rate in rates}
-            others = [rest[variant, seed].result() for seed in seeds[1:]]
-            yield variant, by_rate, chosen[variant], [by_rate[chosen[variant]], *others]
+            by_rate = {rate: first[variant, rate].result() for rate in rates if variant in choose}
+            yield variant, by_rate, chosen[variant], [arms[variant, seed].result() for seed in seeds]
 
 
 def picture(curves: dict[str, list[Curve]], level: float, path: Path) -> None:
@@ -179,6 +183,57 @@ def last_validation(run_folder: Path) -> float:
     return float(events.Scalars("val/pass@1")[-1].value)
 
 
+def line(variant: str, rate: float, curves: Sequence[Curve], level: float) -> list[str]:
+    """A variant's row of the table; `level`: the Pass@1 whose time is told."""
+    reached = [curve.reached(level) for curve in curves]
+    return [
+        variant,
+        f"{rate:g}",
+        " ".join(f"{100 * curve.end:.1f}" for curve in curves),
+        f"{100 * statistics.mean(curve.end for curve in curves):.1f}",
+        f"{statistics.mean(curve.seconds[-1] for curve in curves):.0f}",
+        f"{statistics.mean(sum(x['groups/sampled'] for x in curve.lines) for curve in curves):.0f}",
+        " ".join(f"{seconds:.0f}" if seconds is not None else "never" for seconds in reached),
+        f"{statistics.mean(curve.lines[-1]['rollouts/tokens_mean'] for curve in curves):.0f}",
+    ]
+
+
+HEADER = [
+    "loss",
+    "learning rate",
+    "end by seed",
+    "mean",
+    "seconds",
+    "groups sampled",
+    "seconds until the W2SR-P student's Pass@1, by seed",
+    "tokens a rollout at the end",
+]
+
+
+def page(args: argparse.Namespace, level: float, lines: list[list[str]], choice: list[list[str]], image: str) -> str:
+    ends = (min(args.rates), max(args.rates))
+    edges = [f"`{variant}`" for variant, *_, rate in choice if variant in args.choose and float(rate) in ends]
+    edge = f" {', '.join(edges)}: the best rate is the grid's edge, so a rate beyond it may be better." if edges else ""
+    others = " The other losses take the rate that is best on average." if len(args.choose) < len(VARIANTS) else ""
+    notes = "\n".join(
+        f"- `{variant}`: {note}; {shlex.quote(json.dumps(VARIANTS[variant]))}" for variant, note in NOTES.items()
+    )
+    return f"""{common.head("Five policy losses on the miniature", ["torch", "transformers", "lightning"], "")}
+`configs/grpo.yaml` with another loss, {args.rounds} rounds of {STEP_PROBLEMS} problems with 8 rollouts each, two optimizer steps a round, {len(args.seeds)} seeds; {args.workers} runs at a time.
+*End* is the mean validation Pass@1 (300 problems, greedy) of the last {NUM_LAST} validations, in per cent; where a curve still rises
+it is no plateau. Seconds are CPU seconds of training on one thread, without validation. The W2SR-P student's last
+validation Pass@1 is {100 * level:.1f}.
+
+![Validation Pass@1 over rounds](../images/{image})
+
+{common.table(HEADER, lines)}
+{notes}
+
+The learning rate was chosen on validation problems, with seed {args.seeds[0]}: *end* by learning rate.{edge}{others}
+
+{common.table(["loss", *(f"{rate:g}" for rate in args.rates), "chosen"], choice)}"""
+
+
 def main() -> None:
     if sys.argv[1:2] == ["--fit"]:
         fit(Path(sys.argv[2]))
@@ -188,56 +243,25 @@ def main() -> None:
     parser.add_argument("--w2sr", type=Path, required=True, help="run directory of the W2SR-P student")
     parser.add_argument("--out", type=Path, required=True, help="the Markdown page to write; a picture lies beside it")
     parser.add_argument("--rates", type=float, nargs="+", default=[1.5e-4, 3e-4])
+    parser.add_argument("--choose", nargs="+", choices=VARIANTS, default=list(VARIANTS), help="variants with all rates")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--rounds", type=int, default=200)
     parser.add_argument("--workers", type=int, default=1, help="runs at the same time")
     args = parser.parse_args()
     level = last_validation(args.w2sr)
     lines, choice, curves = [], [], {}
-    for variant, by_rate, rate, of_seeds in study(args.runs, args.rates, args.seeds, args.rounds, args.workers):
+    for variant, by_rate, rate, of_seeds in study(
+        args.runs, args.rates, args.choose, args.seeds, args.rounds, args.workers
+    ):
         curves[variant] = of_seeds
-        choice.append([variant, *(f"{100 * by_rate[r].end:.1f}" for r in args.rates), f"{rate:g}"])
-        ends = [100 * curve.end for curve in of_seeds]
-        reached = [curve.reached(level) for curve in of_seeds]
-        seconds = [f"{s:.0f}" if s is not None else "never" for s in reached]
-        last = [curve.lines[-1] for curve in of_seeds]
-        lines.append(
-            [
-                variant,
-                f"{rate:g}",
-                " ".join(f"{p:.1f}" for p in ends),
-                f"{statistics.mean(ends):.1f}",
-                f"{statistics.mean(c.seconds[-1] for c in of_seeds):.0f}",
-                f"{statistics.mean(sum(x['groups/sampled'] for x in c.lines) for c in of_seeds):.0f}",
-                " ".join(seconds),
-                f"{statistics.mean(x['rollouts/tokens_mean'] for x in last):.0f}",
-            ]
-        )
-    edges = [f"`{line[0]}`" for line in choice if float(line[-1]) in (min(args.rates), max(args.rates))]
-    edge = f" {', '.join(edges)}: the best rate is the grid's edge, so a rate beyond it may be better." if edges else ""
-    image = args.out.with_suffix(".png")
-    picture(curves, level, args.out.parent.parent / "images" / image.name)
-    notes = "\n".join(
-        f"- `{variant}`: {note}; {shlex.quote(json.dumps(VARIANTS[variant]))}" for variant, note in NOTES.items()
-    )
-    page = (
-        common.head("Five policy losses on the miniature", ["torch", "transformers", "lightning"], "")
-        + f"""
-`configs/grpo.yaml` with another loss, {args.rounds} rounds of {STEP_PROBLEMS} problems with 8 rollouts each, two optimizer steps a round, {len(args.seeds)} seeds; {args.workers} runs at a time.
-*End* is the mean validation Pass@1 (300 problems, greedy) of the last {NUM_LAST} validations, in per cent; where a curve still rises
-it is no plateau. Seconds are CPU seconds of training on one thread, without validation. The W2SR-P student's last validation Pass@1 is {100 * level:.1f}.
-
-![Validation Pass@1 over rounds](../images/{image.name})
-
-{common.table(["loss", "learning rate", "end by seed", "mean", "seconds", "groups sampled", "seconds until the W2SR-P student's Pass@1, by seed", "tokens a rollout at the end"], lines)}
-{notes}
-
-The learning rate was chosen on validation problems, with seed {args.seeds[0]}: *end* by learning rate.{edge}
-
-{common.table(["loss", *(f"{r:g}" for r in args.rates), "chosen"], choice)}"""
-    )
-    args.out.write_text(page)
-    print(page)
+        lines.append(line(variant, rate, of_seeds, level))
+        tried = [f"{100 * by_rate[r].end:.1f}" if r in by_rate else "not run" for r in args.rates]
+        choice.append([variant, *tried, f"{rate:g}"])
+    image = args.out.with_suffix(".png").name
+    picture(curves, level, args.out.parent.parent / "images" / image)
+    written = page(args, level, lines, choice, image)
+    args.out.write_text(written)
+    print(written)
 
 
 if __name__ == "__main__":
