@@ -26,6 +26,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from w2sr import verbs
 from w2sr.config_errors import Parser, config_letter
+from w2sr.rows import nearest
 from w2sr.runs import (
     OUTSIDE,
     RefusedByAll,
@@ -38,6 +39,8 @@ from w2sr.runs import (
     where_it_stands,
 )
 from w2sr.slurm import REQUEUE, check_tasks, is_requeued, job_id, let_requeue_through, requeue
+
+TRAINER_VERBS = ("fit", "validate", "test", "predict")
 
 EPILOG = """Verbs beside the Trainer's:
   ask STUDENT "QUESTION"    one answer of a model directory
@@ -205,6 +208,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         verbs.run(words)
         return
     try:
+        _refuse_unknown_verb(words)
         with _requeued_when_asked():
             _main(argv, words)
     except Stopped as stop:
@@ -229,6 +233,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         # one write, because print's two are mixed with those of another rank
         sys.stderr.write(f"error: {lost or (config_letter(str(error)) if wrapped else error)}\n")
         sys.exit(2)
+
+
+def _refuse_unknown_verb(words: Sequence[str]) -> None:
+    """Raises a ValueError for a first word that is no verb: the parser knows the Trainer's only."""
+    known = (*TRAINER_VERBS, *verbs.VERBS)
+    if words and not words[0].startswith("-") and words[0] not in known:
+        raise ValueError(f"There is no verb {words[0]!r}.{nearest(words[0], known)} Verbs: {', '.join(known)}.")
 
 
 def _lost_rank(error: Exception) -> str | None:

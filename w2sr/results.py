@@ -162,6 +162,9 @@ def read_arms(paths: Sequence[Path]) -> list[RunResult]:
     Raises:
         FileNotFoundError, ValueError: there is no result; or two arms of one name differ: both files are named.
     """
+    for path in paths:
+        if not path.exists():
+            raise FileNotFoundError(f"There is no {path}. Name a result.json, or a folder that holds some: RUN/eval.")
     files = [file for path in paths for file in (sorted(path.rglob("result.json")) if path.is_dir() else [path])]
     if not files:
         raise ValueError(f"There is no result.json under {', '.join(map(str, paths))}. Run `test` or `fit` first.")

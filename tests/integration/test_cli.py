@@ -133,6 +133,23 @@ def test_report_of_nothing_is_one_message(tmp_path: Path, capsys: pytest.Capture
     assert f"There is no result.json under {tmp_path}" in refused(capsys, "report", str(tmp_path))
 
 
+def test_a_result_that_is_not_there_is_one_message(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    letter = refused(capsys, "report", str(tmp_path / "runs"))
+    assert f"There is no {tmp_path / 'runs'}. Name a result.json, or a folder" in letter
+
+
+def test_a_word_that_is_no_verb_is_told_the_nearest_of_all(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "There is no verb 'repor'. Did you mean 'report'? Verbs: fit, validate," in refused(capsys, "repor", "x")
+    assert "There is no verb 'fitt'. Did you mean 'fit'?" in refused(capsys, "fitt", "--config", "x.yaml")
+
+
+@pytest.mark.parametrize("name", ["absent", "empty"])
+def test_nothing_can_be_exported_of_nothing(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "empty").mkdir()
+    letter = refused(capsys, "export", str(tmp_path / name), str(tmp_path / "out"))
+    assert f"{tmp_path / name} is no checkpoint and no run directory. Name one: RUN or RUN/checkpoints/" in letter
+
+
 def test_the_shipped_result_of_json_is_json() -> None:
     for model in ("student", "teacher"):
         config = json.loads((ROOT / "w2sr/miniature" / model / "config.json").read_text())
