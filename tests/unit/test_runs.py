@@ -50,6 +50,14 @@ def test_a_label_is_read_without_the_weights_and_torch_passes_over_it(tmp_path: 
     assert read_label(tmp_path / "damaged.ckpt") == Progress(60, 125, 3), "guard: the weights are not looked at"
 
 
+def test_a_run_that_was_sharded_goes_on_in_one_process_and_saves_under_the_same_name(tmp_path: Path) -> None:
+    last = tmp_path / "last.ckpt"
+    last.mkdir()
+    (last / "__0_0.distcp").write_bytes(b"half of the weights")
+    save(last, 60)
+    assert read_label(last) == Progress(60, 125, 3) and [path.name for path in tmp_path.iterdir()] == ["last.ckpt"]
+
+
 def test_what_was_saved_otherwise_has_no_label(tmp_path: Path) -> None:
     torch.save({"w": torch.ones(3)}, tmp_path / "plain.ckpt")
     (tmp_path / "cut.ckpt").write_bytes(save(tmp_path / "x.ckpt", 60).read_bytes()[:-40])

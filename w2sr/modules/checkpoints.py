@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
-from w2sr.modules.sharded_checkpoints import as_one_process, read_rest, read_tensors
+from w2sr.modules.sharded_checkpoints import as_one_process, put_in_place, read_rest, read_tensors
 from w2sr.policy import LoRA, Policy
 from w2sr.runs import Progress, add_label, check_checkpoint
 
@@ -46,7 +46,10 @@ class WholeCheckpointIO(TorchCheckpointIO):
                 stream.write(content.getbuffer())
                 stream.flush()
                 os.fsync(stream.fileno())
-            aside.replace(file)
+            if file.is_dir():  # of a run that was sharded before it went on
+                put_in_place(aside, file)
+            else:
+                aside.replace(file)
         except OSError as error:
             aside.unlink(missing_ok=True)
             raise OSError(

@@ -48,7 +48,7 @@ def write_sharded(path: Path, tensors: Mapping[str, Any], rest: Mapping[str, Any
             stream.flush()
             os.fsync(stream.fileno())
         write_label(aside, progress)
-        _put_in_place(aside, path)
+        put_in_place(aside, path)
 
     try:
         _on_rank_0(lambda: _empty(aside))
@@ -143,8 +143,11 @@ def _reasons(failures: Iterable[BaseException]) -> str:
     return "; ".join(dict.fromkeys(told))
 
 
-def _put_in_place(aside: Path, path: Path) -> None:
-    """Two renames: a directory cannot be replaced in one. Between them the old one has a name that `runs` knows."""
+def put_in_place(aside: Path, path: Path) -> None:
+    """Renames a checkpoint to its name, in two steps, because a directory cannot be replaced in one.
+
+    Between them the old one has a name that `runs` knows.
+    """
     before = path.with_name(f".{path.name}.before")
     _delete(before)
     if os.path.lexists(path):
