@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import os
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import pytest
 
@@ -16,6 +17,14 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(autouse=True)
+def environment_as_it_was() -> Iterator[None]:
+    """Lightning tells a machine's processes apart by variables that it leaves behind: processes that a later test
+    starts would take them for their own, and wait for others that nobody starts."""
+    with patch.dict(os.environ):
+        yield
 
 
 @pytest.fixture(scope="session")
