@@ -150,6 +150,11 @@ def test_nothing_can_be_exported_of_nothing(name: str, tmp_path: Path, capsys: p
     assert f"{tmp_path / name} is no checkpoint and no run directory. Name one: RUN or RUN/checkpoints/" in letter
 
 
+def test_a_model_directory_is_no_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    student = ROOT / "w2sr/miniature/student"
+    assert f"{student} is a model directory already" in refused(capsys, "export", str(student), str(tmp_path / "out"))
+
+
 def test_the_shipped_result_of_json_is_json() -> None:
     for model in ("student", "teacher"):
         config = json.loads((ROOT / "w2sr/miniature" / model / "config.json").read_text())

@@ -126,6 +126,8 @@ def main(argv: Sequence[str]) -> None:
 def _chosen(source: Path) -> Path:
     if not source.exists() or (source.is_dir() and not any(source.iterdir())):
         raise ValueError(f"{source} is no checkpoint and no run directory. Name one: RUN or RUN/checkpoints/NAME.ckpt.")
+    if (source / "config.json").exists():
+        raise ValueError(f"{source} is a model directory already, so there is nothing to export: name it as a model.")
     if not holds_a_run(source):
         return source
     newest = newest_checkpoint(source)
