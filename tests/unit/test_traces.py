@@ -332,6 +332,24 @@ def test_a_row_that_parquet_cannot_hold_is_refused_before_it_is_journalled(tmp_p
     assert read_store(tmp_path) == [make_trace(1)]
 
 
+THREADS = """
+import os, sys
+from w2sr.traces import read_store
+
+before = len(os.listdir("/proc/self/task"))
+read_store(sys.argv[1])
+print(len(os.listdir("/proc/self/task")) - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="counts the threads of a process on Linux")
+def test_reading_starts_no_thread_that_could_outlive_python(tmp_path: Path) -> None:
+    """Arrow's would drop the bytes that they read, which are Python's: at the wrong moment the process aborts."""
+    write_store(tmp_path / "store", [make_trace(number) for number in range(5)])
+    command = [sys.executable, "-c", THREADS, str(tmp_path / "store")]
+    assert subprocess.run(command, check=True, capture_output=True, text=True).stdout == "0\n"
+
+
 def test_reading_while_a_writer_seals_misses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = store._read_journal
     with TraceWriter(tmp_path) as writer:

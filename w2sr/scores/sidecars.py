@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from w2sr.traces import trace_key
-from w2sr.traces.store import replace_durably
+from w2sr.traces.store import read_table, replace_durably
 from w2sr.types import Trace
 
 FOLDER = "scores"
@@ -95,7 +95,7 @@ def _rows(file: Path, score: Score) -> Iterator[tuple[tuple[str, str, int, str],
     data = file.read_bytes()
     if file.name != _part_name(data):
         raise ValueError(f"{file} was changed or cut after it was written. Delete it and run `score` again.")
-    table = pq.read_table(pa.BufferReader(data))
+    table = read_table(data)
     said = json.loads((table.schema.metadata or {}).get(METADATA, b"null"))
     if said != asdict(score.provenance):
         raise ValueError(
