@@ -62,14 +62,28 @@ EPILOG = """Verbs beside the Trainer's:
 
 
 class RunConfig(SaveConfigCallback):
-    """Writes the whole configuration to `config.yaml` in the run directory, `trainer.default_root_dir`."""
+    """Writes the whole configuration to `config.yaml` in the run directory, `trainer.default_root_dir`.
+
+    That file says that a run has begun. So it is written when all is loaded and about to begin: what is refused before,
+    a checkpoint of another student for example, leaves no run behind that would be in the way of the next try.
+    """
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        if stage != "predict":
-            self._save(trainer)
+        """Nothing yet."""
+
+    def on_sanity_check_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._save(trainer)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._save(trainer)
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._save(trainer)
+
+    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._save(trainer)
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Later than `setup`: by now the module has found that the directory's traces are of this configuration."""
         self._save(trainer)
 
     def _save(self, trainer: L.Trainer) -> None:

@@ -156,9 +156,9 @@ def check_checkpoint(checkpoint: Path) -> None:
 def _instead_of(checkpoint: Path) -> str:
     good = [path for path in _checkpoints(checkpoint.parent) if path != checkpoint and flaw(path) is None]
     if not good:
-        return "Give another file with --ckpt_path, or start anew."
+        return "Name another one, or start anew."
     at = f", at {label}" if (label := read_label(good[0])) else ""
-    return f"Give another file with --ckpt_path: {good[0]} is good{at}."
+    return f"Name another one: {good[0]} is good{at}."
 
 
 def mark_finished(folder: Path, progress: Progress) -> None:

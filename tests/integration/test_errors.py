@@ -209,6 +209,7 @@ def test_a_checkpoint_of_another_model(tmp_path: Path, refused: Refused, tiny_wo
     )
     assert f"; this run trains '{tmp_path / 'other'}' with hidden_size=24, num_hidden_layers=1" in letter
     assert "Give a checkpoint of this model with --ckpt_path, or set model.student" in letter
+    assert not (tmp_path / "run" / "config.yaml").exists(), "the next try is refused for a run that never began"
 
 
 def test_another_rotation_is_another_model(tmp_path: Path, refused: Refused, tiny_world: Any, checkpoint: Path) -> None:
@@ -231,7 +232,7 @@ def test_a_checkpoint_that_is_cut_off(tmp_path: Path, refused: Refused, checkpoi
     cut.parent.mkdir(parents=True)
     cut.write_bytes(checkpoint.read_bytes()[:-5000])
     letter = refused("--ckpt_path", "last", trainer__callbacks=[SAVE])
-    assert letter.startswith(f"{cut} is not a whole checkpoint (") and "Give another file with --ckpt_path" in letter
+    assert letter.startswith(f"{cut} is not a whole checkpoint (") and "Name another one, or start anew." in letter
 
 
 def test_the_same_command_again_says_how_far_the_run_is(

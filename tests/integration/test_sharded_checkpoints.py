@@ -172,7 +172,7 @@ def test_a_shard_that_is_absent_or_cut_is_refused_and_the_previous_checkpoint_na
 ) -> None:
     folder = copied(stopped[0], tmp_path)
     last, before = (folder / "checkpoints" / name for name in ("last.ckpt", "at-step=6.ckpt"))
-    offer = rf"Give another file with --ckpt_path: {before} is good, at step 6 of 8 \(epoch 1\)\."
+    offer = rf"Name another one: {before} is good, at step 6 of 8 \(epoch 1\)\."
     shard = last / "__1_0.distcp"
     content = shard.read_bytes()
     shard.write_bytes(content[:-100])

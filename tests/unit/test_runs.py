@@ -93,13 +93,13 @@ def test_a_checkpoint_that_is_not_whole_is_refused_and_a_good_one_named(folder: 
     check_checkpoint(cut)
     content = cut.read_bytes()
     cut.write_bytes(content[:-40])
-    offer = rf"Give another file with --ckpt_path: {good} is good, at step 20 of 125 \(epoch 3\)\."
+    offer = rf"Name another one: {good} is good, at step 20 of 125 \(epoch 3\)\."
     with pytest.raises(ValueError, match=rf"last\.ckpt is not a whole checkpoint \(the file is cut off.*\)\. {offer}"):
         check_checkpoint(cut)
     with pytest.raises(ValueError, match=rf"There is no checkpoint .*other\.ckpt\. {offer}"):
         check_checkpoint(checkpoints / "other.ckpt")
     good.unlink()
-    with pytest.raises(ValueError, match=r"Give another file with --ckpt_path, or start anew\."):
+    with pytest.raises(ValueError, match=r"Name another one, or start anew\."):
         check_checkpoint(cut)
 
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import signal
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from w2sr.datamodules import steps
 from w2sr.datamodules.sources import problem_loader
 from w2sr.datamodules.steps import HeldOutSteps, StepDataset, StepLoader, StepSampler
 from w2sr.types import IGNORE_INDEX, Problem, Segment, StepBatch
@@ -24,9 +28,9 @@ SEGMENTS = [segment(number, length, 1 + number % 3) for number, length in enumer
 """11 traces: 4 steps of 3, the last with 2."""
 
 
-def dataset(rank: int = 0, world_size: int = 1, **changes: Any) -> StepDataset:
+def dataset(rank: int = 0, world_size: int = 1, kind: type[StepDataset] = StepDataset, **changes: Any) -> StepDataset:
     arguments = {"seed": 5, "max_tokens": 12, "step_sequences": 3, "step_tokens": None, "window": 1, **changes}
-    return StepDataset(SEGMENTS, rank=rank, world_size=world_size, **arguments)
+    return kind(SEGMENTS, rank=rank, world_size=world_size, **arguments)
 
 
 def trainer_at(begun: int, num_training_batches: float = 4) -> Any:
@@ -115,6 +119,24 @@ def test_the_loader_reads_the_progress_when_its_first_step_is_asked_for(num_work
     expected = dataset()
     assert [step.trace_ids for step in iterator] == [expected[6].trace_ids, expected[7].trace_ids]
     assert len(loader) == 4
+
+
+class Stops(StepDataset):
+    """Its process hangs as a worker does that lost a lock by its fork: it never answers, and hears only SIGKILL."""
+
+    def __getitem__(self, index: int) -> StepBatch:
+        os.kill(os.getpid(), signal.SIGSTOP)
+        raise AssertionError("guard: it stops")
+
+
+def test_a_worker_that_hangs_ends_the_run_and_not_the_night(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(steps, "WORKER_PATIENCE_S", 2.0)
+    loader = StepLoader(dataset(kind=Stops), trainer_at(0), num_workers=1)
+    with pytest.raises(TimeoutError, match=r"packed no step for 2 s.* --ckpt_path last, and .*num_workers=0"):
+        next(iter(loader))
+    for worker in multiprocessing.active_children():
+        worker.join(timeout=30)
+    assert not multiprocessing.active_children()
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4, 7])

@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import numpy as np
@@ -97,11 +97,19 @@ class StepSampler(Sampler[int]):
         yield from (epoch * self.dataset.num_steps + step for step in range(start, num_epoch_steps))
 
 
+WORKER_PATIENCE_S = 600.0
+"""How long a step may take to pack. A worker is forked from a process with threads, and CPython 3.11 may lose a lock by
+that (`PyOS_AfterFork_Child` takes HEAD_LOCK before it makes it anew): such a worker never answers."""
+
+
 class StepLoader(DataLoader[StepBatch]):
     """The loader of a StepDataset. It begins when its first step is asked for, not when its iterator is made.
 
     The Trainer makes the iterator while it counts steps for the schedule, before it restores a checkpoint: workers that
     began then would read the progress too early, and pack steps that a resumed run has behind it.
+
+    Raises:
+        TimeoutError: a worker gave no sign for `WORKER_PATIENCE_S` seconds.
     """
 
     def __init__(self, dataset: StepDataset, trainer: L.Trainer, num_workers: int) -> None:
@@ -112,10 +120,22 @@ class StepLoader(DataLoader[StepBatch]):
             num_workers=num_workers,
             collate_fn=_unchanged,
             worker_init_fn=_obey_the_trainer_alone,
+            timeout=WORKER_PATIENCE_S if num_workers else 0,
         )
 
     def __iter__(self) -> Iterator[StepBatch]:  # type: ignore[override]
-        yield from super().__iter__()
+        steps = super().__iter__()
+        try:
+            yield from steps
+        except RuntimeError as error:
+            if "DataLoader timed out" not in str(error):
+                raise
+            for worker in cast(Any, steps)._workers:
+                worker.kill()  # it hears nothing else, and Python would wait for it at its end
+            raise TimeoutError(
+                f"A loader worker packed no step for {self.timeout:.0f} s: it hangs. What is saved is whole: go on "
+                "with --ckpt_path last, and with data.init_args.num_workers=0 if it happens again."
+            ) from error
 
 
 def _obey_the_trainer_alone(worker: int) -> None:

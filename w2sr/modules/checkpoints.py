@@ -68,7 +68,7 @@ class WholeCheckpointIO(TorchCheckpointIO):
         except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
             reason = str(error).splitlines()[0][:200]
             raise ValueError(
-                f"{path} is not a whole checkpoint ({reason}). Give another file with --ckpt_path, or start anew."
+                f"{path} is not a whole checkpoint ({reason}). Name another one, or start anew."
             ) from error
 
 
