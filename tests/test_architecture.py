@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "w2sr"
 FLOORS: list[set[str]] = [
     {"types", "locations", "arithmetic", "untried"},
     # pure rules: no Lightning, no transformers models
-    {"rows", "runs", "templates", "tokenizer", "tools", "shards", "slurm"},
+    {"rows", "runs", "templates", "tokenizer", "tools", "shards", "slurm", "ranks"},
     {"traces", "problems", "packing", "verify", "puzzles", "losses", "logprobs"}
     | {"advantages", "results", "curriculum", "weight_files", "scaling"},
     {"supervision", "decontaminate", "votes", "rewards"},

@@ -230,10 +230,14 @@ class Policy(nn.Module):
             eos_token_id=list(chat.stop_token_ids), pad_token_id=chat.tokenizer.pad_token_id
         )
         self.lm.generation_config.save_pretrained(folder)
+        self.save_config(folder)
+        chat.save(folder)
+
+    def save_config(self, folder: str | Path) -> None:
+        """Writes the model's configuration alone."""
         config = self.lm.config
         config.architectures, config.dtype = [type(self.lm).__name__], self._frozen_output_weight().dtype
         config.save_pretrained(folder)
-        chat.save(folder)
 
     def save_untied(self, folder: str | Path) -> None:
         """Writes configuration and safetensors as `save` does, the output embedding always apart from the input's.
@@ -243,18 +247,28 @@ class Policy(nn.Module):
         """
         state = self._merged_state()
         (name,) = [f"{name}.weight" for name, m in self.lm.named_modules() if m is self.lm.get_output_embeddings()]
-        tied, state[name] = self.lm.config.tie_word_embeddings, state[name].clone()
-        self.lm.config.tie_word_embeddings = False
-        try:
+        state[name] = state[name].clone()
+        with self.untied():
             self.lm.save_pretrained(folder, state_dict=state)
-        finally:
-            self.lm.config.tie_word_embeddings = tied
 
-    def merged_weights(self, whole: Callable[[Tensor], Tensor]) -> Iterator[tuple[str, Tensor]]:
+    @contextmanager
+    def untied(self) -> Iterator[None]:
+        """The configuration, as it is written while the block lasts, is that of a model with two embeddings."""
+        config = self.lm.config
+        tied, config.tie_word_embeddings = config.tie_word_embeddings, False
+        try:
+            yield
+        finally:
+            config.tie_word_embeddings = tied
+
+    def merged_weights(
+        self, whole: Callable[[Tensor], Tensor], *, untied: bool = False
+    ) -> Iterator[tuple[str, Tensor]]:
         """The weights under the names of a model directory, adapters merged in, one after the other; tied ones once.
 
         Args:
             whole: gathers one weight from where it lies.
+            untied: tied ones under each of their names, each a tensor of its own.
         """
         scales = {
             f"{name}.": module.scaling["default"]
@@ -264,7 +278,7 @@ class Policy(nn.Module):
         weights = self.lm.state_dict(keep_vars=True)
         frozen, seen = self._frozen_output_weight(), set()
         for name, weight in weights.items():
-            if ".lora_" in name or id(weight) in seen:
+            if ".lora_" in name or (id(weight) in seen and not untied):
                 continue
             seen.add(id(weight))
             full = whole(weight).detach()

@@ -30,6 +30,7 @@ from torch.distributed.tensor import DTensor
 from w2sr.chat import Chat
 from w2sr.locations import locate_model
 from w2sr.policy import Policy
+from w2sr.ranks import meet, rank
 from w2sr.weight_files import WeightFiles, write_weights
 
 HUB_FILES = ("*.safetensors", "*.safetensors.index.json")
@@ -122,20 +123,43 @@ def save_policy(policy: Policy, folder: Path, chat: Chat) -> None:
 
     A sharded one is gathered one tensor after the other: rank 0 holds no more than one file of the directory.
     """
-    ranks = torch.distributed.is_available() and torch.distributed.is_initialized()
-    writes = not ranks or torch.distributed.get_rank() == 0
+    writes = rank() == 0
     if is_sharded(policy):
-        weights = policy.merged_weights(lambda weight: cast(DTensor, weight).full_tensor())
         if writes:
             policy.save_description(folder, chat)
-            write_weights(folder, weights)
-        else:
-            for _ in weights:
-                pass  # this rank's part in gathering
+        _write_gathered(policy.merged_weights(_gathered), folder if writes else None)
     elif writes:
         policy.save(folder, chat)
-    if ranks:
-        torch.distributed.barrier()
+    meet()
+
+
+def save_copy(policy: Policy, folder: Path | None) -> None:
+    """Writes a policy for an engine with a copy of it (see `Policy.save_untied`), on the ranks that name a folder.
+
+    Every rank must call it where the policy is sharded. It is gathered one tensor after the other.
+    """
+    if not is_sharded(policy):
+        if folder is not None:
+            policy.save_untied(folder)
+        return
+    with policy.untied():
+        if folder is not None:
+            policy.save_config(folder)
+        _write_gathered(policy.merged_weights(_gathered, untied=True), folder)
+
+
+def _gathered(weight: Tensor) -> Tensor:
+    return weight.full_tensor() if isinstance(weight, DTensor) else weight
+
+
+def _write_gathered(weights: Iterator[tuple[str, Tensor]], folder: Path | None) -> None:
+    """Writes the weights into a folder, or only takes part in gathering them."""
+    try:
+        if folder is not None:
+            write_weights(folder, weights)
+    finally:  # also after a full disk: the others wait for this rank's shards
+        for _ in weights:
+            pass
 
 
 def local_rows(weight: Tensor) -> slice:

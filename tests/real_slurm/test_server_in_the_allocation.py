@@ -1,4 +1,5 @@
-"""GRPO beside a vLLM server, in one allocation of a real SLURM: two nodes on one machine."""
+"""GRPO beside a vLLM server, in one allocation of a real SLURM: a policy sharded over two tasks on one node, the server
+on the other, both nodes on one machine."""
 
 from __future__ import annotations
 
@@ -45,7 +46,13 @@ OVERLAY: dict[str, Any] = {
         }
     },
     "data": {"init_args": {"validation": None, "benchmarks": None, "step_problems": 4}},
-    "trainer": {"callbacks": [], "max_steps": NUM_ROUNDS, "val_check_interval": None},
+    "trainer": {
+        "strategy": "fsdp2",
+        "devices": 2,
+        "callbacks": [],
+        "max_steps": NUM_ROUNDS,
+        "val_check_interval": None,
+    },
 }
 DIES_WHEN_ASKED = """
 import http.server, os, sys
@@ -63,14 +70,14 @@ http.server.HTTPServer(("127.0.0.1", port), Handler).serve_forever()
 
 
 def submit(slurm: Slurm, run: Path, program: str, model: str) -> str:
-    """The number of a job with a node for the trainer and one for the server, where `vllm` is this shell program."""
+    """The number of a job with a node for two ranks and one for the server, where `vllm` is this shell program."""
     file = run.with_name("vllm")
     file.write_text(f"#!/bin/bash\n{program}\n")
     file.chmod(0o755)
     overlay = run.with_suffix(".yaml")
     overlay.write_text(yaml.safe_dump(OVERLAY))
     configs = ["configs/grpo.yaml", "configs/engine/server.yaml", "configs/trainer/cpu.yaml", str(overlay)]
-    words = ["submit", "slurm/grpo.sbatch", "--nodes=2", "--tasks=1", *SMALL, f"--output={run}-%j.log", "--"]
+    words = ["submit", "slurm/grpo.sbatch", "--nodes=2", "--tasks=2", *SMALL, f"--output={run}-%j.log", "--"]
     words += [*(f"--config={config}" for config in configs), f"--trainer.default_root_dir={run}"]
     more = {"SERVE": model, "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
     path = f"{slurm.environment['PATH']}{os.pathsep}{run.parent}"
@@ -98,7 +105,7 @@ def rounds(run: Path) -> list[dict[str, Any]]:
 
 @pytest.mark.vllm
 def test_every_round_is_sampled_by_the_policy_as_it_is(slurm: Slurm, tmp_path: Path) -> None:
-    """A real vLLM. The trainer refuses rollouts of another version itself (max_staleness=0)."""
+    """A real vLLM. The trainer's two processes refuse rollouts of another version themselves (max_staleness=0)."""
     if not (PYTHON_OF_VLLM.parent.parent / ".ready").exists():
         pytest.skip(f"{PYTHON_OF_VLLM} is absent; make setup-vllm installs it")
     run, model = tmp_path / "run", tmp_path / "model"

@@ -6,7 +6,7 @@ import sys
 
 import torch
 
-from w2sr.rollouts.weight_sync import from_first_rank, meet
+from w2sr.ranks import from_first_rank, meet
 
 
 def fail() -> None:

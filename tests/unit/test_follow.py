@@ -16,14 +16,15 @@ from typing import Any
 
 import pytest
 import torch
-from fake_server import Behaviour, FakeServer, FakeWeights, Score, fake_server
+from fake_server import FakeServer, Score, server_of
 
 from w2sr.chat import Chat
 from w2sr.policy import LoRA, Policy, load_policy
+from w2sr.ranks import from_first_rank, meet
 from w2sr.rollouts import OpenAIServer, PolicyGenerator, RolloutEngine, sample_requests
 from w2sr.rollouts.freshness import FLOAT32_TOLERANCE, check_rollouts, completion_logprobs, copy_tolerance
 from w2sr.rollouts.vllm_generator import VLLMFollower, VLLMGenerator
-from w2sr.rollouts.weight_sync import LOCK, from_first_rank, meet, sync_folder, written
+from w2sr.rollouts.weight_sync import LOCK, sync_folder, written
 from w2sr.types import Completion, Problem, SampleRequest, Sampling
 
 CPU = torch.device("cpu")
@@ -44,32 +45,12 @@ def policy(tiny_world: Any) -> Policy:
     return load_policy(tiny_world.student).eval()
 
 
-def score_by(policy: Policy, *, temperature_matters: bool = True) -> Score:
-    def score(prompt: list[int], ids: list[int], temperature: float) -> list[float]:
-        asked, done = SampleRequest("", 0, tuple(prompt)), Completion("", 0, tuple(ids), "", "stop")
-        return completion_logprobs(policy, asked, done, temperature if temperature_matters else 1.0).tolist()
-
-    return score
-
-
 def change(policy: Policy) -> None:
     """Another policy: every weight is moved a little."""
     torch.manual_seed(3)
     with torch.no_grad():
         for parameter in policy.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
-
-
-@contextmanager
-def server_of(
-    tiny_world: Any, chat: Chat, behaviour: Behaviour = lambda number, body: None, **score: bool
-) -> Iterator[FakeServer]:
-    """A server that can be given weights, and begins with the student's."""
-    with fake_server(behaviour) as server:
-        server.tokenize = lambda text: chat.tokenizer(text, add_special_tokens=False)["input_ids"]
-        first = score_by(load_policy(tiny_world.student))
-        server.weights = FakeWeights(lambda folder: score_by(load_policy(folder), **score), first)
-        yield server
 
 
 def follow(server: FakeServer, policy: Policy, chat: Chat, **settings: Any) -> Any:
@@ -355,7 +336,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch, chat: Chat, policy: Policy, tmp_pa
 
     def make(*, sleeps: bool) -> VLLMFollower:
         generator = VLLMGenerator(llm, chat, policy_version=-1, follows=True)
-        return VLLMFollower(llm, generator, policy, chat, tmp_path, sleeps=sleeps, tolerance=0.0)
+        return VLLMFollower(llm, generator, policy, chat, tmp_path, writes=True, sleeps=sleeps, tolerance=0.0)
 
     return llm, make
 

@@ -296,46 +296,36 @@ def test_the_trainer_has_the_nodes_that_the_server_leaves(asked: int | None, num
         allocate({"devices": 8, "num_nodes": 2}, 4, None, num_server_nodes=1)
 
 
-def server_config(strategy: str, base_url: str | None) -> dict[str, Any]:
-    """Of a run with this strategy, whose engine is the server at that address, or the embedded one."""
+def server_config(base_url: str | None) -> dict[str, Any]:
+    """Of a run whose engine is the server at that address, or the embedded one."""
     server = {"class_path": "w2sr.rollouts.OpenAIServer", "init_args": {"base_url": base_url}}
     engine = server if base_url else {"class_path": "w2sr.rollouts.Embedded", "init_args": {}}
-    return {"model": {"init_args": {"engine": engine}}, "trainer": {"strategy": strategy}}
+    return {"model": {"init_args": {"engine": engine}}}
 
 
 def test_engines_and_servers_that_are_meant_for_each_other() -> None:
-    check_engine(server_config("ddp", "http://127.0.0.1:8000/v1"), "some/model", can_serve=True)
-    check_engine(server_config("fsdp2", None), "", can_serve=True)
-    check_engine(server_config("ddp", "http://n7:8000/v1"), "", can_serve=False)
-    check_engine({"model": {"init_args": {}}, "trainer": {}}, "", can_serve=False)
+    check_engine(server_config("http://127.0.0.1:8000/v1"), "some/model", can_serve=True)
+    check_engine(server_config(None), "", can_serve=True)
+    check_engine(server_config("http://n7:8000/v1"), "", can_serve=False)
+    check_engine({"model": {"init_args": {}}}, "", can_serve=False)
 
 
 @pytest.mark.parametrize(
-    ("strategy", "base_url", "serve", "can_serve", "letter"),
+    ("base_url", "serve", "can_serve", "letter"),
     [
         (
-            "ddp",
             None,
             "some/model",
             True,
             "engine is Embedded, which asks none. Add --config configs/engine/server.yaml",
         ),
         (
-            "fsdp2",
-            "http://127.0.0.1:8000/v1",
-            "some/model",
-            True,
-            "fsdp2 shards them. Take --config configs/trainer/ddp",
-        ),
-        (
-            "ddp",
             "http://localhost:8000/v1",
             "",
             True,
             "no server runs there. Set SERVE=MODEL, and the job starts one, or",
         ),
         (
-            "ddp",
             "http://localhost:8000/v1",
             "",
             False,
@@ -343,8 +333,6 @@ def test_engines_and_servers_that_are_meant_for_each_other() -> None:
         ),
     ],
 )
-def test_engines_and_servers_that_are_not(
-    strategy: str, base_url: str | None, serve: str, can_serve: bool, letter: str
-) -> None:
+def test_engines_and_servers_that_are_not(base_url: str | None, serve: str, can_serve: bool, letter: str) -> None:
     with pytest.raises(ValueError, match=re.escape(letter)):
-        check_engine(server_config(strategy, base_url), serve, can_serve=can_serve)
+        check_engine(server_config(base_url), serve, can_serve=can_serve)

@@ -17,7 +17,7 @@ from w2sr.chat import Chat
 from w2sr.curriculum import DynamicSampling, ProblemStream, is_dead
 from w2sr.groups import group_requests, verified_groups
 from w2sr.modules.phases import Phases
-from w2sr.modules.ranks import on_all_ranks
+from w2sr.ranks import on_all_ranks
 from w2sr.rewards import Rewards, RewardTerm, score_groups
 from w2sr.rollouts import PolicyGenerator
 from w2sr.rollouts.freshness import check_rollouts

@@ -30,8 +30,8 @@ from w2sr.distillation import (
     problems_that_fit,
     summary,
 )
-from w2sr.modules.ranks import on_all_ranks, patient_group
 from w2sr.policy import context_length
+from w2sr.ranks import on_all_ranks, patient_group
 from w2sr.rollouts import Embedded, RolloutEngine, ToolGenerator, sample_requests
 from w2sr.runs import RefusedByAll
 from w2sr.shards import WHOLE, Shard

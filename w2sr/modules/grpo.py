@@ -44,13 +44,13 @@ from w2sr.modules.optimization import (
     warmup_cosine,
 )
 from w2sr.modules.phases import Phases
-from w2sr.modules.ranks import patient_group
 from w2sr.modules.reference import load_reference
 from w2sr.modules.round_log import DeadRounds, RoundLog, add_sums, policy_metrics
 from w2sr.modules.row_maker import RowMaker
 from w2sr.modules.students import place_policy
 from w2sr.modules.validation import answer_validation
 from w2sr.policy import DTypeName, LoRA, Policy, Recompute
+from w2sr.ranks import patient_group
 from w2sr.rewards import Correct, RewardTerm
 from w2sr.rollouts import Embedded, PolicyGenerator, RolloutEngine
 from w2sr.sharding import save_policy

@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from w2sr.modules.ranks import on_all_ranks
+from w2sr.ranks import on_all_ranks
 from w2sr.runs import RefusedByAll
 
 OptimizerCallable = Callable[[Iterable], Optimizer]

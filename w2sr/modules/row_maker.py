@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from w2sr.groups import Experience, deal_rows, policy_row, rollout_values
-from w2sr.modules.ranks import on_all_ranks
 from w2sr.policy import Policy
+from w2sr.ranks import on_all_ranks
 from w2sr.types import PolicyRow, Rollout
 
 

@@ -20,7 +20,7 @@ from torch.distributed import checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
-from w2sr.modules.ranks import on_all_ranks
+from w2sr.ranks import on_all_ranks
 from w2sr.runs import Progress, check_checkpoint, holds_a_run, write_label
 
 REST = "rest.pt"

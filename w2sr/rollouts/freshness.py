@@ -10,6 +10,7 @@ import torch
 from w2sr.chat import Chat
 from w2sr.packing import pack_row
 from w2sr.policy import DTypeName, Policy
+from w2sr.ranks import from_first_rank, together
 from w2sr.rollouts.protocol import PolicyGenerator
 from w2sr.types import IGNORE_INDEX, Completion, PackedBatch, SampleRequest, Sampling, Segment
 
@@ -26,7 +27,7 @@ more than a nat."""
 
 def copy_tolerance(policy: Policy, dtype: DTypeName | None) -> float:
     """What `check_copy` allows an engine that computes in `dtype`; None where that is not known."""
-    in_float32 = dtype == "float32" and all(p.dtype == torch.float32 for p in policy.parameters())
+    in_float32 = dtype == "float32" and policy.dtype == torch.float32
     return FLOAT32_TOLERANCE if in_float32 else BFLOAT16_TOLERANCE
 
 
@@ -59,23 +60,37 @@ def check_rollouts(completions: Sequence[Completion], policy_version: int, max_s
             )
 
 
-def check_copy(generator: PolicyGenerator, policy: Policy, chat: Chat, tolerance: float) -> None:
+def check_copy(
+    generator: PolicyGenerator, policy: Policy, chat: Chat, tolerance: float, *, one_for_all: bool = False
+) -> None:
     """Samples a few tokens from an engine with a copy of the weights, and asks the policy how likely they are.
 
-    All ranks call it together, because the forward pass of a sharded policy is a collective.
+    All ranks call it together, because the forward pass of a sharded policy is a collective. Where one engine serves
+    all of them (`one_for_all`), rank 0 alone asks it.
 
     Raises:
         RuntimeError: the engine holds other weights than the policy, or computes log-probabilities in another way.
     """
     request = SampleRequest("probe", 0, tuple(chat.prompt_ids(PROBE_PROBLEM)))
-    (completion,) = generator.stream([request], PROBE)
+
+    def ask() -> Completion:
+        (completion,) = generator.stream([request], PROBE)
+        return completion
+
+    completion = from_first_rank(ask) if one_for_all else together(ask)
+    by_policy = [
+        completion_logprobs(policy, request, completion, temperature) for temperature in (PROBE.temperature, 1.0)
+    ]
+    together(lambda: _compare(generator, completion, by_policy, tolerance))
+
+
+def _compare(
+    generator: PolicyGenerator, completion: Completion, by_policy: Sequence[np.ndarray], tolerance: float
+) -> None:
     if completion.logprobs is None:
         raise RuntimeError("The engine returns no log-probabilities where they are asked for: it is no vLLM.")
     sampled = np.array(completion.logprobs)
-    gap, untempered = (
-        float(np.abs(sampled - completion_logprobs(policy, request, completion, temperature)).mean())
-        for temperature in (PROBE.temperature, 1.0)
-    )
+    gap, untempered = (float(np.abs(sampled - logprobs).mean()) for logprobs in by_policy)
     if gap <= tolerance:
         return
     if untempered <= tolerance:

@@ -18,10 +18,11 @@ import torch
 
 from w2sr.chat import Chat
 from w2sr.policy import Policy
+from w2sr.ranks import from_first_rank
 from w2sr.rollouts.patience import FailedTry, GaveUp, Patience, retry_after_s
 from w2sr.rollouts.protocol import Generator, PolicyGenerator, RolloutEngine, check_positions
 from w2sr.rollouts.server_follower import ServerFollower
-from w2sr.rollouts.weight_sync import from_first_rank, new_run, sync_folder
+from w2sr.rollouts.weight_sync import new_run, sync_folder
 from w2sr.rollouts.wire import PATHS, Api, check_same_ids, choose_model, quote, read_models, read_reply, request_body
 from w2sr.tokenizer import PROBE_TEXT
 from w2sr.types import Completion, SampleRequest, Sampling
@@ -105,7 +106,7 @@ class OpenAIServer(RolloutEngine):
         `--logprobs-mode processed_logprobs`. Its model may hold any weights of the policy's architecture.
 
         Raises:
-            ValueError: `api` is not tokens, the server takes no weights, the policy is sharded, or as in `open`.
+            ValueError: `api` is not tokens, the server takes no weights, or as in `open`.
             ConnectionError: the server did not answer for `give_up_after_s`.
         """
         if self.api != "tokens":

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from w2sr.chat import Chat
 from w2sr.policy import Policy
+from w2sr.ranks import from_first_rank, meet, rank
 from w2sr.rollouts.freshness import check_copy, copy_tolerance
 from w2sr.rollouts.patience import FailedTry
-from w2sr.rollouts.weight_sync import from_first_rank, meet, written
+from w2sr.rollouts.weight_sync import written
 from w2sr.rollouts.wire import check_reset, read_stamp
 from w2sr.types import Completion, SampleRequest, Sampling
 
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
 class ServerFollower:
     """A `ServerGenerator` whose weights are the policy's as they were at the last update.
 
-    Rank 0 brings the weights, for all ranks. Every rank asks for the stamp before and after its streams.
+    Rank 0 brings the weights for all ranks, which gather them where they are sharded. Every rank asks for the stamp
+    before and after its streams.
 
     Args:
         generator: the server's completions.
@@ -66,7 +68,9 @@ class ServerFollower:
         """
         meet()  # no rank may still sample from the old weights
         self.generator.policy_version = version
-        from_first_rank(self._bring)
+        with written(self.policy, self.folder if rank() == 0 else None):
+            from_first_rank(lambda: self.generator.persist(self._load))
+        check_copy(self, self.policy, self.chat, copy_tolerance(self.policy, None), one_for_all=True)
 
     def rest(self) -> None:
         """See `PolicyGenerator.rest`. A server has devices of its own."""
@@ -74,11 +78,6 @@ class ServerFollower:
     def check_routes(self) -> None:
         """Raises a ValueError where the server cannot be given weights."""
         self.generator.persist(lambda: self._get("/weight_info"))
-
-    def _bring(self) -> None:
-        with written(self.policy, self.folder):
-            self.generator.persist(self._load)
-        check_copy(self, self.policy, self.chat, copy_tolerance(self.policy, None))
 
     async def _load(self) -> None:
         """All of it in one try: a server that is started anew half-way has to load the weights again."""

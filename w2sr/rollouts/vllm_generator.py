@@ -13,6 +13,7 @@ from typing import Any
 
 from w2sr.chat import Chat
 from w2sr.policy import Policy
+from w2sr.ranks import together
 from w2sr.rollouts.freshness import check_copy
 from w2sr.rollouts.protocol import check_positions
 from w2sr.rollouts.sampling import request_seed
@@ -137,7 +138,10 @@ class Watched:
 
 
 class VLLMFollower:
-    """A `VLLMGenerator` whose weights are the policy's as they were at the last update."""
+    """A `VLLMGenerator` whose weights are the policy's as they were at the last update.
+
+    `folder` is where they come from; this rank puts them there for all of its machine if it `writes`.
+    """
 
     def __init__(
         self,
@@ -147,11 +151,12 @@ class VLLMFollower:
         chat: Chat,
         folder: Path,
         *,
+        writes: bool,
         sleeps: bool,
         tolerance: float,
     ) -> None:
         self.llm, self.generator, self.policy, self.chat, self.folder = llm, generator, policy, chat, folder
-        self.sleeps, self.tolerance = sleeps, tolerance
+        self.writes, self.sleeps, self.tolerance = writes, sleeps, tolerance
         self._run, self._rests = new_run(), False
 
     @property
@@ -178,8 +183,8 @@ class VLLMFollower:
         Raises:
             RuntimeError: vLLM's process has ended, or its log-probabilities are not the policy's afterwards.
         """
-        with written(self.policy, self.folder), _while_alive():
-            self.generator.call(self._load)
+        with written(self.policy, self.folder if self.writes else None):
+            together(self._bring)
         self.generator.policy_version = version
         with _while_alive():
             self.generator.call(lambda: self.llm.update_weight_version(self._stamp()))
@@ -191,6 +196,10 @@ class VLLMFollower:
             with _while_alive():
                 self.generator.call(lambda: self.llm.sleep(level=2))
             self._rests = True
+
+    def _bring(self) -> None:
+        with _while_alive():
+            self.generator.call(self._load)
 
     def _load(self) -> None:
         if self._rests:

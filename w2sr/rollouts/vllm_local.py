@@ -14,10 +14,11 @@ import torch
 from w2sr.chat import Chat
 from w2sr.locations import locate_model
 from w2sr.policy import DTypeName, Policy
+from w2sr.ranks import together
 from w2sr.rollouts.freshness import copy_tolerance
 from w2sr.rollouts.protocol import Generator, PolicyGenerator, RolloutEngine
 from w2sr.rollouts.vllm_generator import VLLMFollower, VLLMGenerator
-from w2sr.rollouts.weight_sync import sync_folder
+from w2sr.rollouts.weight_sync import machine_folder, written
 from w2sr.slurm import REQUEUE, kept_from_children
 
 LOGPROBS_MODE = "processed_logprobs"
@@ -69,13 +70,14 @@ class VLLM(RolloutEngine):
 
     @contextmanager
     def follow(self, policy: Policy, chat: Chat, device: torch.device) -> Iterator[PolicyGenerator]:
-        """See `RolloutEngine.follow`. Every rank gives its own engine whole weights, through files in memory.
+        """See `RolloutEngine.follow`. Every rank has an engine of its own with whole weights; those of one machine read
+        them from the same files in memory.
 
         On a GPU, which the trainer uses too, the engine frees its memory while it rests (vLLM's sleep mode). That was
         not run, and the log says so. Leave room for training in `gpu_memory_utilization`.
 
         Raises:
-            ValueError: vLLM is not installed, it refuses the arguments, or the policy is sharded.
+            ValueError: vLLM is not installed, or it refuses the arguments.
         """
         llm_class = _import_llm()
         on_gpu = device.type == "cuda"
@@ -86,15 +88,22 @@ class VLLM(RolloutEngine):
                 device,
             )
         more = {"logprobs_mode": LOGPROBS_MODE, "enable_sleep_mode": on_gpu}
-        with sync_folder(policy) as folder:
-            chat.save(folder)
-            policy.save_untied(folder)
+
+        def start() -> Any:
             with _own_gpus(device, self.tensor_parallel_size), kept_from_children(REQUEUE):
-                llm = llm_class(model=str(folder), **self._arguments(more))
+                return llm_class(model=str(folder), **self._arguments(more))
+
+        with machine_folder(policy) as (folder, writes):
+            if writes:
+                chat.save(folder)
+            with written(policy, folder if writes else None):
+                llm = together(start)
             try:
                 generator = VLLMGenerator(llm, chat, policy_version=-1, follows=True)
                 tolerance = copy_tolerance(policy, self.dtype)
-                yield VLLMFollower(llm, generator, policy, chat, folder, sleeps=on_gpu, tolerance=tolerance)
+                yield VLLMFollower(
+                    llm, generator, policy, chat, folder, writes=writes, sleeps=on_gpu, tolerance=tolerance
+                )
             finally:
                 llm.llm_engine.engine_core.shutdown()
 

@@ -11,16 +11,15 @@ import logging
 import os
 import secrets
 import shutil
+import socket
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, TypeVar, cast
-
-import torch
-from torch.distributed.tensor import DTensor
 
 from w2sr.policy import Policy
+from w2sr.ranks import on_all_ranks, rank, together
+from w2sr.sharding import save_copy
 
 MEMORY = Path("/dev/shm")
 """Where Linux keeps files in memory."""
@@ -29,7 +28,6 @@ PREFIX, LOCK = "w2sr-weights-", ".owner"
 ROOM_TO_SPARE = 1.1
 """So many times the weights' own size must be free there."""
 
-_T = TypeVar("_T")
 _log = logging.getLogger(__name__)
 
 
@@ -40,7 +38,7 @@ def new_run() -> str:
 
 @contextmanager
 def sync_folder(policy: Policy, parent: str | Path | None = None) -> Iterator[Path]:
-    """A new folder for the policy's weights, which goes with the `with` block. All ranks call it together.
+    """A new folder for the policy's weights, which goes with the `with` block.
 
     A run that was killed leaves its folder, in memory with the size of a model: those in the same place are removed.
 
@@ -49,13 +47,8 @@ def sync_folder(policy: Policy, parent: str | Path | None = None) -> Iterator[Pa
         parent: where to make the folder; None takes memory, or the folder for temporary files where memory is short.
 
     Raises:
-        ValueError: the policy's weights are spread over ranks, or `parent` is no folder.
+        ValueError: `parent` is no folder.
     """
-    if any(isinstance(parameter, DTensor) for parameter in policy.parameters()):
-        raise ValueError(
-            "The policy's weights are sharded over ranks, and an engine with a copy of its own is given whole ones. "
-            "Use the engine w2sr.rollouts.Embedded, or a strategy that does not shard (ddp)."
-        )
     if parent is not None and not Path(parent).is_dir():
         raise ValueError(f"sync_folder={parent} is no folder here. Make it, on a disk that the server sees too.")
     place = Path(parent or _roomy(policy))
@@ -117,41 +110,27 @@ def _roomy(policy: Policy) -> Path:
 
 
 @contextmanager
-def written(policy: Policy, folder: Path) -> Iterator[None]:
+def machine_folder(policy: Policy) -> Iterator[tuple[Path, bool]]:
+    """One `sync_folder` for all ranks of a machine, and whether this rank writes it: the machine's first one does."""
+    machines = on_all_ranks(socket.gethostname())
+    place = machines.index(socket.gethostname())
+    writes = place == rank()
+    with ExitStack() as stack:
+        own = together(lambda: stack.enter_context(sync_folder(policy)) if writes else None)
+        yield on_all_ranks(own)[place], writes
+
+
+@contextmanager
+def written(policy: Policy, folder: Path | None) -> Iterator[None]:
     """The policy's present weights in `folder` as safetensors, adapters merged, for as long as the block lasts.
+
+    All ranks enter it together, those with None to take part in gathering a sharded policy.
 
     Untied: vLLM 0.32 for CPUs packs the output embedding once more, and reloads only the input's where they are one.
     """
-    policy.save_untied(folder)
+    together(lambda: save_copy(policy, folder))
     try:
         yield
     finally:
-        for file in folder.glob("*.safetensors*"):
+        for file in folder.glob("*.safetensors*") if folder else ():
             file.unlink()
-
-
-def meet() -> None:
-    """Waits until every rank is here."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.barrier()
-
-
-def from_first_rank(make: Callable[[], _T]) -> _T:
-    """What `make` returns on rank 0, on every rank; where it raises there, every rank raises.
-
-    So nobody waits at a barrier for a rank that has ended.
-    """
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return make()
-    outcome: list[Any] = [None, None]
-    if torch.distributed.get_rank() == 0:
-        try:
-            outcome[0] = make()
-        except Exception as error:
-            torch.distributed.broadcast_object_list([None, f"{type(error).__name__}: {error}"], src=0)
-            raise
-    torch.distributed.broadcast_object_list(outcome, src=0)
-    made, failure = outcome
-    if failure is not None:
-        raise RuntimeError(f"Rank 0 ended with {failure}")
-    return cast(_T, made)

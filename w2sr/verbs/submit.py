@@ -160,8 +160,7 @@ def check_engine(config: Mapping[str, Any], serve: str, *, can_serve: bool) -> N
         can_serve: whether the script starts a server where it is told to.
 
     Raises:
-        ValueError: a server that nobody would ask, one that is asked and is not there, or one that cannot be given the
-            policy's weights.
+        ValueError: a server that nobody would ask, or one that is asked and is not there.
     """
     engine = config["model"]["init_args"].get("engine") or {}
     name = str(engine.get("class_path", "w2sr.rollouts.Embedded")).rpartition(".")[2]
@@ -169,11 +168,6 @@ def check_engine(config: Mapping[str, Any], serve: str, *, can_serve: bool) -> N
         raise ValueError(
             f"SERVE={serve!r} starts a vLLM server, but model.init_args.engine is {name}, which asks none. Add "
             "--config configs/engine/server.yaml behind the other engine settings, or unset SERVE."
-        )
-    if serve and config["trainer"].get("strategy") == "fsdp2":
-        raise ValueError(
-            f"SERVE={serve!r}, but trainer.strategy=fsdp2: a server is given whole weights, and fsdp2 shards them. "
-            "Take --config configs/trainer/ddp.yaml, or unset SERVE and take the engine w2sr.rollouts.Embedded."
         )
     if not serve and name == "OpenAIServer" and urlsplit(engine["init_args"]["base_url"]).hostname in LOCAL_HOSTS:
         raise ValueError(

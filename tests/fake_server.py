@@ -10,6 +10,11 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from w2sr.chat import Chat
+from w2sr.policy import Policy, load_policy
+from w2sr.rollouts.freshness import completion_logprobs
+from w2sr.types import Completion, SampleRequest
+
 Reply = tuple[int, dict[str, str], str]
 """Status, headers, body."""
 Behaviour = Callable[[int, dict[str, Any]], Reply | None]
@@ -150,3 +155,23 @@ def fake_server(behaviour: Behaviour = lambda number, body: None, port: int = 0)
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+def score_by(policy: Policy, *, temperature_matters: bool = True) -> Score:
+    def score(prompt: list[int], ids: list[int], temperature: float) -> list[float]:
+        asked, done = SampleRequest("", 0, tuple(prompt)), Completion("", 0, tuple(ids), "", "stop")
+        return completion_logprobs(policy, asked, done, temperature if temperature_matters else 1.0).tolist()
+
+    return score
+
+
+@contextmanager
+def server_of(
+    tiny_world: Any, chat: Chat, behaviour: Behaviour = lambda number, body: None, **score: bool
+) -> Iterator[FakeServer]:
+    """A server that can be given weights, and begins with the student's."""
+    with fake_server(behaviour) as server:
+        server.tokenize = lambda text: chat.tokenizer(text, add_special_tokens=False)["input_ids"]
+        first = score_by(load_policy(tiny_world.student))
+        server.weights = FakeWeights(lambda folder: score_by(load_policy(folder), **score), first)
+        yield server
