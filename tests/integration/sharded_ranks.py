@@ -5,18 +5,23 @@ The test beside it compares what they found with a policy that is whole.
 
 from __future__ import annotations
 
+import errno
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import distributed
 from torch.distributed.device_mesh import init_device_mesh
 
+from w2sr import sharding
 from w2sr.chat import Chat
 from w2sr.packing import pack_row
 from w2sr.policy import LoRA, Policy, empty_policy
 from w2sr.rollouts import EmbeddedGenerator
+from w2sr.rollouts.weight_sync import written
 from w2sr.sharding import Sharding, load_shards, save_policy, shard_policy
 from w2sr.types import PackedBatch, SampleRequest, Sampling
 
@@ -87,8 +92,36 @@ def main(rank: int, folder: Path) -> None:
     fill_adapters(policy)
     found["lora"], found["adapters"] = measured(policy, row(chat, rank)), whole_state(policy)
     save_policy(policy, folder / "exported", chat)
+    (folder / f"copied{rank}").mkdir()
+    for writers in ((0,), (0, 1)):  # one writes for both, as for a server, or each for itself
+        with written(policy, folder / f"copied{rank}" if rank in writers else None):
+            found[f"copy by {len(writers)}"] = read_copy(folder / f"copied{rank}")
+    found["full disk"] = refusal_of_a_full_disk(policy, folder / "copied0" if rank == 0 else None)
     torch.save(found, folder / f"rank{rank}.pt")
     distributed.destroy_process_group()
+
+
+def read_copy(folder: Path) -> dict[str, torch.Tensor]:
+    """The weights of a folder; none of the rank that writes none."""
+    file = folder / "model.safetensors"
+    return load_file(file) if file.exists() else {}
+
+
+def refusal_of_a_full_disk(policy: Policy, folder: Path | None) -> str:
+    """What each rank raises where the one that writes cannot, before the last weight is gathered."""
+
+    def write(folder: Path, weights: Iterator[tuple[str, torch.Tensor]]) -> None:
+        next(weights)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    real, sharding.write_weights = sharding.write_weights, write
+    try:
+        with written(policy, folder):
+            return "nothing"
+    except (OSError, RuntimeError) as error:
+        return str(error)
+    finally:
+        sharding.write_weights = real
 
 
 def sharded(folder: Path, sharding: Sharding, recompute: Any = False) -> Policy:

@@ -156,6 +156,27 @@ def test_adapters_of_a_sharded_policy(folder: Path, found: list[dict[str, Any]])
     assert (load_policy(folder / "tied")(ranks.row(chat, 1)) - logprobs[1]).abs().max() > 0.01, "guard: adapters count"
 
 
+def test_a_copy_for_an_engine_is_the_whole_policy_s(folder: Path, found: list[dict[str, Any]], tmp_path: Path) -> None:
+    """Untied, with adapters merged, on each rank that writes, and gone afterwards."""
+    policy = load_policy(folder / "tied")
+    ranks.adapt(policy)
+    policy.load_state_dict(found[0]["adapters"], strict=False)
+    policy.save_untied(tmp_path)
+    expected = load_file(tmp_path / "model.safetensors")
+    assert "lm_head.weight" in expected, "guard: untied"
+    copies = [found[0]["copy by 1"], found[0]["copy by 2"], found[1]["copy by 2"]]
+    for copy in copies:
+        torch.testing.assert_close(copy, expected, atol=EXPORT_ATOL, rtol=0)
+    assert found[1]["copy by 1"] == {}
+    assert sorted(folder.glob("copied*/*")) == [folder / "copied0" / "config.json", folder / "copied1" / "config.json"]
+
+
+def test_a_full_disk_of_one_rank_is_said_by_both(found: list[dict[str, Any]]) -> None:
+    """The other one gathers weights meanwhile, and does not wait for ever."""
+    assert found[0]["full disk"] == "[Errno 28] No space left on device"
+    assert found[1]["full disk"] == "Rank 0 ended with OSError: [Errno 28] No space left on device"
+
+
 def test_a_strategy_that_shards_otherwise_is_refused(tiny_world: Any) -> None:
     import lightning as L
     from lightning.pytorch.strategies import ModelParallelStrategy
