@@ -287,7 +287,7 @@ def signalled(config: Path, script: Path, step: int, after_s: float, *words: str
 def test_signals_at_random_times_to_all_processes(
     tmp_path: Path, job: Path, fit_config: FitConfig, scalars: Scalars, tiny_world: Any
 ) -> None:
-    """Loader workers and graders outlive the signal, and the curve is the uninterrupted run's bit for bit."""
+    """Graders outlive the signal, and the curve is the uninterrupted run's bit for bit."""
     changes: dict[str, Any] = {
         "data__max_tokens": 120,
         "data__num_workers": 2,
@@ -304,7 +304,7 @@ def test_signals_at_random_times_to_all_processes(
     for step in (1, 5):
         letter = signalled(config, tmp_path / "slow.py", step, rng.uniform(0, 0.2), *words)
         assert letter.count("Stopped at optimizer step ") == 1 and "Traceback" not in letter
-        assert letter.count("Stopping: ") == 1, "no loader worker takes the signal for its own"
+        assert letter.count("Stopping: ") == 1, "nobody else takes the signal for his own"
         label = read_label(run / "checkpoints" / "last.ckpt")
         assert label is not None and f"step {label.step} of 9" in letter
         words = ["--ckpt_path", "last"]

@@ -193,7 +193,7 @@ def test_a_checkpoint_of_newer_code_or_of_no_run_of_ours_is_refused(stopped: tup
     last = folder / "checkpoints" / "last.ckpt"
     label = json.loads((last / LABEL_FILE).read_text())
     (last / LABEL_FILE).write_text(json.dumps({**label, "format": 2, "w2sr": "0.9.7"}))
-    letter = rf"\(w2sr 0\.9\.7 wrote it, in format 2; this is w2sr {__version__}, .* up to 1\)\. Give another"
+    letter = rf"\(w2sr 0\.9\.7 wrote it, in format 2; this is w2sr {__version__}, .* up to 1\)\. Name another"
     with pytest.raises(ValueError, match=letter):
         WholeCheckpointIO().load_checkpoint(last)
     (last / LABEL_FILE).write_text(json.dumps(label))

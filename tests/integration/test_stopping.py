@@ -275,7 +275,7 @@ def test_all_processes_of_a_terminal_get_the_signal(
     scalars: Scalars,
     changes: dict[str, Any],
 ) -> None:
-    """Loader workers live until the step is complete, and ranks stop in the same step, with one letter."""
+    """Ranks stop in the same step, with one letter."""
     changes = {**changes, "trainer__val_check_interval": 3, "trainer__callbacks": [EXPORT], **settings}
     (tmp_path / "press.py").write_text(GROUP)
     config = fit_config(tmp_path / "run", **changes)

@@ -212,9 +212,9 @@ JOB_WITH_SERVER = {
 
 
 def grpo_beside_a_server(folder: Path, **stubs: str) -> subprocess.CompletedProcess[str]:
-    """slurm/grpo.sbatch in a folder, with these programs. What `srun` was told is in srun.log."""
+    """slurm/grpo.sbatch in a folder, with these programs. What each `srun` was told is in a file of its own."""
     programs = {
-        "srun": f'(printf "%s\\n" "$@"; echo) >> {folder}/srun.log; {SRUN}',
+        "srun": f'printf "%s\\n" "$@" > {folder}/$$.srun; {SRUN}',
         "scontrol": 'printf "n1\\nn2\\nn3\\n"',
         "scancel": f'echo "$@" > {folder}/cancelled',
         "curl": "exit 0",
@@ -245,10 +245,10 @@ def test_grpo_beside_a_server_leaves_it_the_last_node(tmp_path: Path) -> None:
     served = (tmp_path / "served").read_text().splitlines()
     assert served[:5] == ["1", "serve", "some/model", "--dtype", "float32"]
     assert {"--port=20071", "--logprobs-mode=processed_logprobs"} <= set(served)
-    told_srun = (tmp_path / "srun.log").read_text().split("\n\n")[:2]
-    server, trainer = sorted(told_srun, key=lambda told: "python" in told.split("\n"))
-    assert {"--nodelist=n3", "--ntasks=1", "--cpus-per-task=32"} <= set(server.split("\n"))
-    assert {"--exclude=n3", "--nodes=2", "--ntasks=8", "--ntasks-per-node=4"} <= set(trainer.split("\n"))
+    told_sruns = [path.read_text().splitlines() for path in tmp_path.glob("*.srun")]
+    server, trainer = sorted(told_sruns, key=lambda told: "python" in told)
+    assert {"--nodelist=n3", "--ntasks=1", "--cpus-per-task=32"} <= set(server)
+    assert {"--exclude=n3", "--nodes=2", "--ntasks=8", "--ntasks-per-node=4"} <= set(trainer)
     assert not (tmp_path / "cancelled").exists()
 
 

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import threading
+from collections import deque
 from collections.abc import Iterator, Sequence
-from typing import Any, cast
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import lightning as L
 import numpy as np
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from w2sr.packing import EpochPlan, num_loss_tokens, pack_row, plan_epoch, steps_per_epoch
-from w2sr.slurm import REQUEUE
 from w2sr.types import Segment, StepBatch
+
+STEPS_AHEAD = 2
+"""How many steps each worker may be ahead of the training."""
 
 
 class StepDataset(Dataset[StepBatch]):
@@ -54,12 +56,14 @@ class StepDataset(Dataset[StepBatch]):
             "window": window,
         }
         self._plan: tuple[int, EpochPlan] | None = None
+        self._planning = threading.Lock()
 
     def plan(self, epoch: int) -> EpochPlan:
         """The plan of an epoch. The last one asked for is kept."""
-        if self._plan is None or self._plan[0] != epoch:
-            self._plan = (epoch, plan_epoch(self.lengths, epoch=epoch, **self._arguments))
-        return self._plan[1]
+        with self._planning:  # workers come to a new epoch together
+            if self._plan is None or self._plan[0] != epoch:
+                self._plan = (epoch, plan_epoch(self.lengths, epoch=epoch, **self._arguments))
+            return self._plan[1]
 
     def __getitem__(self, index: int) -> StepBatch:
         epoch, step = divmod(index, self.num_steps)
@@ -81,7 +85,7 @@ class StepDataset(Dataset[StepBatch]):
 class StepSampler(Sampler[int]):
     """The steps that remain of the trainer's present epoch: position follows from the number of batches begun.
 
-    A plain DataLoader with this sampler resumes exactly, mid-epoch and at epoch ends, with any number of workers.
+    A loader with this sampler resumes exactly, mid-epoch and at epoch ends, with any number of workers.
     """
 
     def __init__(self, dataset: StepDataset, trainer: L.Trainer) -> None:
@@ -97,60 +101,35 @@ class StepSampler(Sampler[int]):
         yield from (epoch * self.dataset.num_steps + step for step in range(start, num_epoch_steps))
 
 
-WORKER_PATIENCE_S = 600.0
-"""How long a step may take to pack. A worker is forked from a process with threads, and CPython 3.11 may lose a lock by
-that (`PyOS_AfterFork_Child` takes HEAD_LOCK before it makes it anew): such a worker never answers."""
-
-
 class StepLoader(DataLoader[StepBatch]):
     """The loader of a StepDataset. It begins when its first step is asked for, not when its iterator is made.
 
     The Trainer makes the iterator while it counts steps for the schedule, before it restores a checkpoint: workers that
     began then would read the progress too early, and pack steps that a resumed run has behind it.
 
-    Raises:
-        TimeoutError: a worker gave no sign for `WORKER_PATIENCE_S` seconds.
+    Workers are threads. Packing is copying, which threads do well, and a process that is forked beside the threads of
+    torch and gloo may inherit a lock that nobody opens any more: then it never packs, and all ranks wait for it.
     """
 
     def __init__(self, dataset: StepDataset, trainer: L.Trainer, num_workers: int) -> None:
-        super().__init__(
-            dataset,
-            batch_size=None,
-            sampler=StepSampler(dataset, trainer),
-            num_workers=num_workers,
-            collate_fn=_unchanged,
-            worker_init_fn=_obey_the_trainer_alone,
-            timeout=WORKER_PATIENCE_S if num_workers else 0,
-        )
+        sampler = StepSampler(dataset, trainer)
+        super().__init__(dataset, batch_size=None, sampler=sampler, collate_fn=_unchanged)
+        self.num_threads = num_workers
 
     def __iter__(self) -> Iterator[StepBatch]:  # type: ignore[override]
-        steps = super().__iter__()
+        if self.num_threads == 0:
+            yield from super().__iter__()
+            return
+        pool, ahead = ThreadPoolExecutor(self.num_threads, "w2sr-loader"), deque[Future[StepBatch]]()
         try:
-            yield from steps
-        except RuntimeError as error:
-            if "DataLoader timed out" not in str(error):
-                raise
-            for worker in cast(Any, steps)._workers:
-                worker.kill()  # it hears nothing else, and Python would wait for it at its end
-            raise TimeoutError(
-                f"A loader worker packed no step for {self.timeout:.0f} s: it hangs. What is saved is whole: go on "
-                "with --ckpt_path last, and with data.init_args.num_workers=0 if it happens again."
-            ) from error
-
-
-def _obey_the_trainer_alone(worker: int) -> None:
-    """Ctrl-C reaches every process of the terminal, and SLURM's signals every process of a job step: the training
-    process decides when its workers end. It does so by a SIGTERM of its own, at the latest when it exits."""
-    for signum in (signal.SIGINT, REQUEUE):
-        signal.signal(signum, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # a handler is not told who sent it
-    threading.Thread(target=_end_when_told, args=(os.getppid(),), daemon=True).start()
-
-
-def _end_when_told(trainer: int) -> None:
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != trainer:
-        pass
-    os._exit(0)
+            for index in self.sampler:
+                ahead.append(pool.submit(self.dataset.__getitem__, index))
+                if len(ahead) > STEPS_AHEAD * self.num_threads:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def _unchanged(step: Any) -> Any:

@@ -68,7 +68,7 @@ class TraceDataModule(L.LightningDataModule):
         on_bad_reference: likewise a reference answer that cannot be used.
         timeout_s: seconds that the verifier may spend on one answer.
         batch_problems: validation problems of a batch.
-        num_workers: processes that pack rows ahead.
+        num_workers: threads that pack rows ahead; 0 packs between two steps.
         cache_dir: where the tokens of traces are kept (see `w2sr.token_cache`); `.tokens` beside the run directory
             without it.
         seed: of the order of traces.
