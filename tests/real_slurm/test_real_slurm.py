@@ -44,10 +44,10 @@ def log(config: Path, job: str) -> str:
     return Path(f"{config}-{job}.log").read_text()
 
 
-def test_a_job_on_two_tasks_is_requeued_and_ends_as_one_on_two_nodes_that_was_not(
+def test_a_job_on_two_nodes_is_requeued_and_ends_as_one_on_two_tasks_that_was_not(
     slurm: Slurm, tmp_path: Path, fit_config: FitConfig, scalars: Scalars
 ) -> None:
-    """SIGUSR1 comes from SLURM, to both tasks; the requeue is SLURM's own."""
+    """SIGUSR1 comes from SLURM, to the tasks of both nodes; the requeue is SLURM's own."""
     changes: dict[str, Any] = {
         "trainer__devices": "auto",
         "trainer__max_epochs": 60,
@@ -56,7 +56,7 @@ def test_a_job_on_two_tasks_is_requeued_and_ends_as_one_on_two_nodes_that_was_no
         "data__max_tokens": 120,
     }
     config = fit_config(tmp_path / "stopped", **changes)
-    job = submit(slurm, "sft.sbatch", config, "--tasks=2")
+    job = submit(slurm, "sft.sbatch", config, "--nodes=2", "--tasks=1")
     saved = tmp_path / "stopped" / "checkpoints"
     slurm.wait(job, JOB_S, lambda state: bool(list(saved.glob("latest-*.ckpt"))))
     assert slurm.run("scancel", "--signal=USR1", job).returncode == 0
@@ -64,14 +64,14 @@ def test_a_job_on_two_tasks_is_requeued_and_ends_as_one_on_two_nodes_that_was_no
     state = slurm.wait(job, JOB_S, lambda state: state["JobState"] in ("COMPLETED", "FAILED", "CANCELLED"))
     said = log(config, job)
     assert state["JobState"] == "COMPLETED" and state["ExitCode"] == "0:0", said
+    assert state["NodeList"] == "first,localhost" and state["NumTasks"] == "2", state
     (stop,) = re.findall(r"Stopped at optimizer step (\d+) of 240 .* Checkpoint: ", said)
     assert f"SLURM is asked to requeue job {job}." in said and "killed by signal" not in said
     assert 5 <= int(stop) < 240, "guard: the signal met the training"
 
     config = fit_config(tmp_path / "whole", **changes)
-    job = submit(slurm, "sft.sbatch", config, "--nodes=2", "--tasks=1")
-    state = slurm.wait(job, JOB_S, lambda state: state["JobState"] == "COMPLETED")
-    assert state["NodeList"] == "first,localhost" and state["NumTasks"] == "2"
+    job = submit(slurm, "sft.sbatch", config, "--tasks=2")
+    slurm.wait(job, JOB_S, lambda state: state["JobState"] == "COMPLETED")
     assert "Stopped" not in log(config, job)
     for tag in ("train/loss", "train/grad_norm"):
         curve = scalars(tmp_path / "whole", tag)
