@@ -71,22 +71,8 @@ class RunConfig(SaveConfigCallback):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Nothing yet."""
 
-    def on_sanity_check_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._save(trainer)
-
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._save(trainer)
-
-    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._save(trainer)
-
-    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._save(trainer)
-
-    def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._save(trainer)
-
-    def _save(self, trainer: L.Trainer) -> None:
+        """As the other hooks: whichever comes first."""
         if self.already_saved or not trainer.is_global_zero:
             return
         folder = Path(trainer.default_root_dir)
@@ -95,6 +81,8 @@ class RunConfig(SaveConfigCallback):
         self.parser.save(self.config, str(temporary), skip_none=False, overwrite=True, multifile=False)
         temporary.replace(folder / "config.yaml")
         self.already_saved = True
+
+    on_validation_start = on_test_start = on_predict_start = on_train_start
 
 
 class W2SRCLI(LightningCLI):

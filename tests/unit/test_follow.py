@@ -383,16 +383,17 @@ def test_written_weights_are_gone_also_after_an_error(policy: Policy, tmp_path: 
     assert not list(tmp_path.glob("*.safetensors"))
 
 
-def test_what_fails_on_rank_0_ends_every_rank(tmp_path: Path) -> None:
+def test_what_fails_on_one_rank_ends_every_rank_and_a_machine_has_one_folder(tmp_path: Path) -> None:
     script = Path(__file__).with_name("rank_zero.py")
     ranks = [
         subprocess.Popen([sys.executable, script, str(rank), tmp_path], stdout=subprocess.PIPE, text=True)
         for rank in (0, 1)
     ]
+    folders = ["1 folders, written by [True, False]", "2 folders, written by [True, True]"]
     said = [rank.communicate(timeout=120)[0].splitlines() for rank in ranks]
     assert said == [
-        ["made on 0", "ValueError: no such folder"],
-        ["made on 0", "RuntimeError: Rank 0 ended with ValueError: no such folder"],
+        ["made on 0", "ValueError: no such folder", "RuntimeError: Rank 1 ended with OSError: no room", *folders],
+        ["made on 0", "RuntimeError: Rank 0 ended with ValueError: no such folder", "OSError: no room", *folders],
     ]
 
 

@@ -143,6 +143,11 @@ def test_workers_are_threads_that_stay_a_few_steps_ahead_and_end_with_the_loop()
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("w2sr-loader")]
 
 
+def test_fewer_workers_than_none_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"data\.num_workers=-1 must be at least 0"):
+        StepLoader(dataset(), trainer_at(0), num_workers=-1)
+
+
 def test_what_a_worker_raises_is_raised_where_the_step_is_asked_for() -> None:
     class Fails(StepDataset):
         def __getitem__(self, index: int) -> StepBatch:

@@ -109,9 +109,14 @@ class StepLoader(DataLoader[StepBatch]):
 
     Workers are threads. Packing is copying, which threads do well, and a process that is forked beside the threads of
     torch and gloo may inherit a lock that nobody opens any more: then it never packs, and all ranks wait for it.
+
+    Raises:
+        ValueError: fewer than 0 workers.
     """
 
     def __init__(self, dataset: StepDataset, trainer: L.Trainer, num_workers: int) -> None:
+        if num_workers < 0:
+            raise ValueError(f"data.num_workers={num_workers} must be at least 0, which packs between two steps.")
         sampler = StepSampler(dataset, trainer)
         super().__init__(dataset, batch_size=None, sampler=sampler, collate_fn=_unchanged)
         self.num_threads = num_workers

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from w2sr.chat import Chat
 from w2sr.policy import Policy
-from w2sr.ranks import from_first_rank, meet, rank
+from w2sr.ranks import from_first_rank, rank
 from w2sr.rollouts.freshness import check_copy, copy_tolerance
 from w2sr.rollouts.patience import FailedTry
 from w2sr.rollouts.weight_sync import written
@@ -66,8 +66,8 @@ class ServerFollower:
             ConnectionError: nothing was answered for `give_up_after_s`.
             RuntimeError: the server's log-probabilities are not the policy's afterwards.
         """
-        meet()  # no rank may still sample from the old weights
         self.generator.policy_version = version
+        # all ranks are here, and none still samples from the old weights, when the new ones are written
         with written(self.policy, self.folder if rank() == 0 else None):
             from_first_rank(lambda: self.generator.persist(self._load))
         check_copy(self, self.policy, self.chat, copy_tolerance(self.policy, None), one_for_all=True)

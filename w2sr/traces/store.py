@@ -218,7 +218,7 @@ def read_table(data: bytes, columns: list[str] | None = None) -> pa.Table:
     """The table of a whole Parquet file, read by the calling thread alone.
 
     Arrow's threads would hold the bytes a moment longer than the call; one that lets go of them while Python ends ends
-    the process with SIGABRT (apache/arrow#34314; 1 in 20 short commands here).
+    the process with SIGABRT (apache/arrow#34314).
     """
     with pq.ParquetFile(pa.BufferReader(data), pre_buffer=False) as file:
         return file.read(columns, use_threads=False)
