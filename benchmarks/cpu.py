@@ -92,20 +92,22 @@ def sft(data: Path, folder: Path) -> Benchmark:
         (bench.gsm8k_job(data, folder / "student", 8), bench.Setting("packed (bfd), rows of 512", 1, row_tokens=512)),
     )
     sides: dict[str, Callable[[], float] | None] = {}
-    rows = {}
+    rows: dict[str, tuple[str, str]] = {}
     for job, setting in jobs:
         ours, peer, peak = f"{OURS}, {job.name}", f"TRL, {setting.name}", f"matrix product, {job.name}"
         small = job._replace(segments=job.segments[:2])
         bench.run_ours(small)
         if installed("trl"):
             bench.run_peer(small, bench.Setting("warm-up", 1))
-        sides[ours] = lambda job=job: bench.run_ours(job).cpu_s
-        sides[peer] = (
-            (lambda job=job, setting=setting: bench.run_peer(job, setting).cpu_s) if installed("trl") else None
-        )
+        sides[ours] = partial(_cpu_seconds, bench.run_ours, job)
+        sides[peer] = partial(_cpu_seconds, bench.run_peer, job, setting) if installed("trl") else None
         sides[peak] = partial(_at_matmul_rate, job)
         rows |= {f"SFT, {job.name}": (ours, peer), f"SFT, {job.name}, limit": (ours, peak)}
     return Benchmark(sides, rows)
+
+
+def _cpu_seconds(run: Callable[..., Any], *given: Any) -> float:
+    return float(run(*given).cpu_s)
 
 
 def _at_matmul_rate(job: Any) -> float:

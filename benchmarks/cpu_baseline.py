@@ -57,8 +57,8 @@ def verdict(ratio: float, before: Recorded | None) -> str:
 
 def record(ratios: Sequence[float], load: float, versions: Mapping[str, str]) -> Recorded:
     """What the baseline keeps of a row's rounds."""
-    numbers = [round(number, 4) for number in (median(ratios), min(ratios), max(ratios))]
-    return Recorded(*numbers, len(ratios), round(tolerance(ratios), 3), round(load, 1), dict(versions))
+    middle, least, most = (round(number, 4) for number in (median(ratios), min(ratios), max(ratios)))
+    return Recorded(middle, least, most, len(ratios), round(tolerance(ratios), 3), round(load, 1), dict(versions))
 
 
 def read_baseline(path: Path) -> dict[str, Recorded]:

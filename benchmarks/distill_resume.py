@@ -85,7 +85,7 @@ def kill_and_resume(
     began = time.monotonic()
     assert start(folder / "whole", file, settings, num_samples).wait() == 0
     whole_s = time.monotonic() - began
-    moments, found = random.Random(7), []
+    moments, found = random.Random(7), list[Any]()
     while len(found) < num_kills:
         process = start(folder / "killed", file, settings, num_samples)
         await_moment(process, folder / "killed", moments, whole_s, num_samples * len(asked) // (2 * num_kills))
@@ -196,7 +196,7 @@ class recorded_margins:
             return real_inverse(weights_BV, uniforms_B)
 
         real_inverse = sampling._inverse_cdf
-        self.patches = [
+        self.patches: list[Any] = [
             mock.patch("w2sr.rollouts.embedded.choose_tokens", choose),
             mock.patch("w2sr.rollouts.sampling._inverse_cdf", inverse),
         ]

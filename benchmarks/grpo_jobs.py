@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import common
 import numpy as np
@@ -86,7 +86,7 @@ def stop_by_chance(policy: Policy, chat: Chat, texts: list[str]) -> None:
     All embeddings get a first component of 1, so the first of the hidden state is nearly constant; the stop token's own
     is then set so that its logit has the wanted odds against all others together.
     """
-    weight_VE = policy.lm.get_input_embeddings().weight
+    weight_VE = cast(Any, policy.lm.get_input_embeddings()).weight
     weight_VE[:, 0] = 1.0
     ids = [np.array(chat.prompt_ids(text)) for text in texts]
     row = pack_row([Segment("", part, np.full(len(part), IGNORE_INDEX)) for part in ids])

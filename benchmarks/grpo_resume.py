@@ -116,7 +116,7 @@ def main() -> None:
         for number in range(args.kills):
             killed = folder / f"killed-{number}"
             file = config(killed, args.epochs)
-            while (code := run(file, [], partial(kill_after, rng.uniform(0.2, 0.95) * duration))) == 0:
+            while (code := run(file, [], before=partial(kill_after, rng.uniform(0.2, 0.95) * duration))) == 0:
                 killed = folder / f"{killed.name}-again"  # it was faster than the killer
                 file = config(killed, args.epochs)
             assert code == -signal.SIGKILL, file.with_suffix(".log").read_text()[-2000:]

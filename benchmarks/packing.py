@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -98,7 +99,7 @@ def measured(lengths: np.ndarray, repeats: int) -> list[Packing]:
     found = [timed("w2sr, all at once", lambda: plan(lengths, len(lengths), 1), repeats)]
     for window in WINDOWS:
         name = f"w2sr, steps of {STEP_SEQUENCES} traces, window {window}"
-        found.append(timed(name, lambda window=window: plan(lengths, STEP_SEQUENCES, window), repeats))
+        found.append(timed(name, partial(plan, lengths, STEP_SEQUENCES, window), repeats))
     lists = empty_lists(lengths)
     found.append(timed("TRL bfd, all at once", lambda: trl_rows(lists, "bfd", None), 1))
     found.append(timed("TRL bfd, batches of 1,000 (as SFTTrainer does)", lambda: trl_rows(lists, "bfd", 1000), 1))

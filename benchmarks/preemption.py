@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 from common import head, table, write
-from resume import WEIGHTS, Setting, config, equal, lines_of, run, yes
+from resume import WEIGHTS, Lines, Setting, config, run, yes
 
 from w2sr.modules.sft import SFTModule
 from w2sr.runs import newest_checkpoint, read_label
@@ -35,7 +35,8 @@ NOTE = """
 The miniature's student, 3 epochs, 8 traces a step in rows of 400 tokens, validation every 5 steps, a checkpoint every 2.
 SIGUSR1 goes to all processes of the run up to 0.2 s after a random step began, as SLURM sends it to a job step; `scontrol` is a script that
 writes down what it is told. Every run ended with 0 and had itself requeued exactly once; then the same command went on
-with `--ckpt_path last`. Equal means bit for bit, over all steps of both parts, with the run that got no signal.
+with `--ckpt_path last`. Equal means bit for bit, over all steps and validations of both parts, with the run that got no
+signal; of the traces, the order in every row of every step.
 """
 
 
@@ -60,7 +61,7 @@ def signal_in(step: int, seconds: float) -> None:
             subprocess.Popen(["sh", "-c", later], start_new_session=True)
         real(self, *given)
 
-    SFTModule.training_step = timed  # type: ignore[method-assign]
+    SFTModule.training_step = timed  # type: ignore[method-assign, assignment]
 
 
 def is_whole(checkpoint: Path) -> bool:
@@ -78,14 +79,15 @@ def measure(
     told = pretend_job(folder)
     file = config(folder / f"whole-{setting.workers}", setting, num_traces)
     assert run(file, []) == 0, file.with_suffix(".log").read_text()[-2000:]
-    expected = lines_of(file)
+    expected = Lines.of(file)
+    expected.guard()
     weights = (file.with_suffix("") / WEIGHTS).read_bytes()
     for number in range(num_signals):
-        step, after_s = rng.randrange(len(expected) - 2), rng.uniform(0, MAX_DELAY_S)
+        step, after_s = rng.randrange(len(expected.steps) - 2), rng.uniform(0, MAX_DELAY_S)
         file = config(folder / f"run-{setting.workers}-{number}", setting, num_traces)
         stopped = file.with_suffix("")
         told.write_text("")
-        code = run(file, [], partial(signal_in, step, after_s))
+        code = run(file, [], before=partial(signal_in, step, after_s))
         log, requeued = file.with_suffix(".log").read_text(), told.read_text()
         last = newest_checkpoint(stopped)
         label = None if last is None else read_label(last)
@@ -97,7 +99,7 @@ def measure(
             f"{1000 * after_s:.0f} ms into step {step + 1}",
             "none" if label is None else f"{label.step} of {label.num_steps}",
             f"{sum(checkpoints)} of {len(checkpoints)}",
-            *equal(lines_of(file), expected),
+            *expected.beside(Lines.of(file)),
             yes((stopped / WEIGHTS).read_bytes() == weights),
         ]
 
@@ -120,7 +122,7 @@ def main() -> None:
     num_unequal = sum("NOT EQUAL" in line for line in lines)
     columns = ["workers", "signal", "checkpoint at step", "whole checkpoints"]
     page = head("Jobs that must make room, against uninterrupted ones", ["torch", "lightning"], NOTE)
-    page += "\n" + table([*columns, "losses", "rates", "weights"], lines)
+    page += "\n" + table([*columns, "traces", "losses", "rates", "validations", "weights"], lines)
     page += f"\n{len(lines)} signals; {num_torn} runs with a torn checkpoint, {num_unequal} that are not equal.\n"
     write(arguments.out, page)
     sys.exit(num_torn + num_unequal > 0)

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import common
 import numpy as np
@@ -25,7 +25,7 @@ from w2sr.types import Keep, Problem, Trace, VerdictLabel
 from w2sr.verify import Verifier, usable_references
 
 COLUMNS = {"problem": "problem", "completion": "response", "reference_answer": "gold", "teacher": "model"}
-GATES = {"finish": "stop_or_unknown", "not_looping": True, "dedupe": True}
+GATES: dict[str, Any] = {"finish": "stop_or_unknown", "not_looping": True, "dedupe": True}
 TOKENIZERS = {"Qwen": "qwen", "SmolLM2": "smollm2-135m-instruct"}
 ROWS = (4096, 8192)
 WINDOWS = (1, 8)

@@ -120,7 +120,13 @@ def config(folder: Path, setting: Setting, num_traces: int) -> Path:
     return file
 
 
-def run(file: Path, words: list[str], stop: Stop | None = None, seconds: float = 0.0) -> int:
+def run(
+    file: Path,
+    words: list[str],
+    stop: Stop | None = None,
+    seconds: float = 0.0,
+    before: Callable[[], Any] | None = None,
+) -> int:
     """`fit` in a process group of its own, forked so that nothing is imported again.
 
     Args:
@@ -128,6 +134,7 @@ def run(file: Path, words: list[str], stop: Stop | None = None, seconds: float =
         words: more of the command line.
         stop: where it is stopped.
         seconds: by `kill -9` so long after the place was met.
+        before: called in the new process before it begins.
 
     Returns:
         Its exit status, negative for a signal.
@@ -139,6 +146,8 @@ def run(file: Path, words: list[str], stop: Stop | None = None, seconds: float =
         os.setsid()
         signal.signal(signal.SIGINT, signal.default_int_handler)
         record(file)
+        if before is not None:
+            before()
         if stop is not None:
             at(stop, lambda: os.killpg(0, signal.SIGINT) if stop.signal is signal.SIGINT else os.write(told, b"!"))
         with file.with_suffix(".log").open("a") as log, redirect_stdout(log), redirect_stderr(log):

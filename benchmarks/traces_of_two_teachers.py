@@ -16,8 +16,8 @@ from pathlib import Path
 import common
 import numpy as np
 
-from w2sr.chat import COT_INSTRUCTION
 from w2sr.distillation import Tally
+from w2sr.templates import COT_INSTRUCTION
 from w2sr.traces import read_recipe, read_store
 from w2sr.types import Trace
 

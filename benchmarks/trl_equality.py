@@ -17,7 +17,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import common
 import numpy as np
@@ -132,7 +132,8 @@ def ours(variant: Variant, given: Fixed, sampled: list[np.ndarray]) -> tuple[Ste
         old_T,
         ref_T,
     )
-    loss, sums = policy_loss(*policy(batch, TEMPERATURE, entropies=True), row, variant.objective)
+    logprobs_T, entropies_T = policy(batch, TEMPERATURE, entropies=True)
+    loss, sums = policy_loss(logprobs_T, entropies_T, row, variant.objective)
     loss.backward()
     size = float((row.weights * row.advantages).abs().sum())
     return replace(step_of(loss, policy.lm), size=size), {name: total.item() for name, total in sums.items()}
@@ -210,7 +211,8 @@ def theirs(variant: Variant, given: Fixed, sampled: list[np.ndarray]) -> tuple[S
 
 
 def step_of(loss: Tensor, lm: torch.nn.Module) -> Step:
-    return Step(loss.item(), {name: parameter.grad for name, parameter in lm.named_parameters()})
+    gradients = {name: cast(Tensor, parameter.grad) for name, parameter in lm.named_parameters()}
+    return Step(loss.item(), gradients)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import common
 from verdicts_apart import disagreements
@@ -187,7 +187,7 @@ def measure(job: Job, side: str, cores: int, warm: bool) -> dict[str, Any]:
     if warm:
         tasks = [(side, [Answer(f"${text}$", text[7:-1], gold)]) for text, gold in WARM_UP]
         decisions = pool.map(_grade_in_pool, tasks * 8, chunksize=1) if pool else list(map(_grade_in_pool, tasks))
-        clock = Clock([process.pid for process in pool._pool] if pool else [])
+        clock = Clock([process.pid for process in cast(Any, pool)._pool] if pool else [])
     tasks = [(side, problem) for problem in job.problems]
     decisions = pool.map(_grade_in_pool, tasks, chunksize=8) if pool else list(map(_grade_in_pool, tasks))
     clock.stop_wall()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -54,8 +55,8 @@ def correctness(bench: Bench) -> Iterator[Row]:
 
 def small_model(bench: Bench) -> Policy:
     torch.manual_seed(0)
-    sizes = {"vocab_size": 97, "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2}
-    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64}
+    sizes: dict[str, Any] = {"vocab_size": 97, "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2}
+    heads: dict[str, Any] = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64}
     return new_policy(Qwen3Config(**sizes, **heads, tie_word_embeddings=True)).to(bench.device)
 
 
@@ -104,7 +105,7 @@ def loss_correctness(bench: Bench) -> Iterator[Row]:
     wide = [x.to(bench.device, bench.dtype).double().requires_grad_() for x in (h, w)]
     (wide[0] @ wide[1].T).log_softmax(-1).gather(-1, targets[:, None]).sum().backward()
     ours = [x.to(bench.device, bench.dtype).requires_grad_() for x in (h, w)]
-    summed_logprobs(*ours, targets).backward()
+    summed_logprobs(ours[0], ours[1], targets).backward()
     for name, mine, right in zip(("hidden", "embedding"), ours, wide, strict=True):
         assert mine.grad is not None and right.grad is not None
         share = (mine.grad.double() - right.grad).norm() / right.grad.norm()

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from statistics import median
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import lightning as L
 import torch
@@ -97,7 +97,9 @@ def trained(bench: Bench, cell: Cell) -> Row:
     module.policy = policy
     steps = steps_of(cell.protocol, tokens, policy.vocab_size, WARM_UP_STEPS + MEASURED_STEPS)
     clock = StepClock(bench)
-    trainer_for(bench, cell, len(steps), clock).fit(module, DataLoader(steps, batch_size=None, collate_fn=as_it_is))
+    trainer_for(bench, cell, len(steps), clock).fit(
+        module, DataLoader(cast(Any, steps), batch_size=None, collate_fn=cast(Any, as_it_is))
+    )
     times, counted = clock.times[WARM_UP_STEPS:], steps[WARM_UP_STEPS:]
     # rows differ: the rate of each, and the median of the rates
     rates = [sum(step.lengths) / seconds for step, seconds in zip(counted, times, strict=True)]

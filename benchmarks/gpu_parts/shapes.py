@@ -18,7 +18,7 @@ SHAPES: dict[str, tuple[Any, dict[str, Any]]] = {
 }
 
 
-def _size(vocabulary: int, hidden: int, intermediate: int, layers: int, heads: int, kv_heads: int) -> dict[str, int]:
+def _size(vocabulary: int, hidden: int, intermediate: int, layers: int, heads: int, kv_heads: int) -> dict[str, Any]:
     return {
         "vocab_size": vocabulary,
         "hidden_size": hidden,
@@ -40,9 +40,14 @@ SIZES = {
 def config_of(bench: Bench, name: str) -> Any:
     """The shape of a model; `tiny`: two small layers in its place."""
     if bench.tiny:
-        small = {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 512}
+        small: dict[str, Any] = {
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "vocab_size": 512,
+        }
         small |= {"hidden_size": 64, "intermediate_size": 96}
-        return (Qwen3Config if "Qwen3" in name else Qwen2Config)(**small, **SHAPES[name][1], head_dim=16)
+        return SHAPES[name][0](**small, **SHAPES[name][1], head_dim=16)
     kind, shape = SHAPES[name]
     return kind(**SIZES[name], **shape, max_position_embeddings=131_072)
 
