@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import os
+import subprocess
 import sys
+from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
@@ -239,3 +243,26 @@ def test_what_was_run_on_a_gpu_stands_on_a_page() -> None:
     pages = (Path(__file__).resolve().parents[2] / "docs" / "results" / "gpu").glob("*.md")
     text = "\n".join(page.read_text() for page in pages if page.name != "README.md")
     assert all(path in text for path in untried.RUN_ON_A_GPU)
+
+
+@pytest.mark.skipif(not all(map(find_spec, ("triton", "liger_kernel"))), reason="needs triton and liger-kernel")
+def test_liger_s_kernels_in_tritons_interpreter_equal_the_blocks_as_written() -> None:
+    """The kernels themselves, run instruction by instruction on a CPU: rows, every gradient, and sampled tokens."""
+    repository = Path(__file__).resolve().parents[2]
+    done = subprocess.run(
+        [sys.executable, "tests/numerics/liger_interpreted.py"],
+        cwd=repository,
+        env={**os.environ, "PYTHONPATH": str(repository)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    report = json.loads(done.stdout)
+    assert set(report) == {"llama", "qwen2", "qwen3"}
+    for model_type, found in report.items():
+        assert found["apart"] < ATOL, model_type
+        assert found["gradients"] >= 29, "guard: of every weight"
+        tokens, expected = found["tokens"]
+        assert tokens == expected and sum(map(len, tokens)) > 10
+        kernels = "_rms_norm_backward_kernel _rms_norm_forward_kernel _swiglu_backward_kernel _swiglu_forward_kernel"
+        assert found["kernels"] == [*kernels.split(), "_triton_rope"], model_type
