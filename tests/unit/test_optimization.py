@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 
+from w2sr.modules import optimization
 from w2sr.modules.optimization import build_optimizer, gradient_sync, lr_factor, seed_dropout, warmup_cosine
 
 
@@ -32,6 +36,37 @@ def test_the_optimizer_is_said_with_what_it_was_given(caplog: pytest.LogCaptureF
     caplog.set_level("INFO")
     build_optimizer(lambda groups: torch.optim.SGD(groups, momentum=0.8), 0.5, small_model().named_parameters())
     assert "Optimizer: SGD with peak learning rate 0.5, momentum=0.8, dampening=0, weight_decay=0.\n" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("made", "fused"),
+    [
+        (lambda groups: torch.optim.AdamW(groups, lr=1.0), True),
+        (lambda groups: torch.optim.AdamW(groups, lr=1.0, fused=False), False),
+        (lambda groups: torch.optim.AdamW(groups, lr=1.0, foreach=True), None),
+        (lambda groups: torch.optim.RMSprop(groups, lr=1.0), None),
+    ],
+)
+def test_adamw_is_fused_on_a_gpu_where_nobody_said_otherwise(
+    monkeypatch: pytest.MonkeyPatch, made: Callable[[Any], torch.optim.Optimizer], fused: bool | None
+) -> None:
+    def stepped() -> tuple[nn.Module, torch.optim.Optimizer]:
+        model = small_model()
+        optimizer = build_optimizer(made, 0.01, model.named_parameters())
+        for parameter in model.parameters():
+            parameter.data.fill_(0.5)
+            parameter.grad = torch.full_like(parameter, 0.25)
+        for _ in range(3):
+            optimizer.step()
+        return model, optimizer
+
+    plain, chosen = stepped()
+    assert all(group.get("fused") in (None, False) for group in chosen.param_groups), "a CPU keeps torch's choice"
+    monkeypatch.setattr(optimization, "FUSED_ON", ("cpu",))
+    model, chosen = stepped()
+    assert [group.get("fused") for group in chosen.param_groups] == [fused, fused]
+    for ours, reference in zip(model.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(ours, reference, atol=1e-6, rtol=0)
 
 
 def test_decay_shrinks_the_matrix_only() -> None:

@@ -18,6 +18,10 @@ from torch.optim.lr_scheduler import LambdaLR
 from w2sr.ranks import on_all_ranks
 from w2sr.runs import RefusedByAll
 
+FUSED_ON = ("cuda",)
+"""Devices on which AdamW runs fused where nobody said otherwise: one kernel for all weights. torch's own choice there,
+`foreach`, makes arrays as large as the weights while it steps (docs/results/traced_memory.md has how much)."""
+
 OptimizerCallable = Callable[[Iterable], Optimizer]
 """An optimizer class with its arguments, as `lightning.pytorch.cli` has it: importing that costs the command line."""
 
@@ -40,10 +44,23 @@ def build_optimizer(
         },
     ]
     made = optimizer([group for group in groups if group["params"]])
+    _choose_fused(made)
     given = [f"{name}={value}" for name, value in made.defaults.items() if name != "lr" and not isinstance(value, bool)]
-    told = ", ".join(["", *(word for word in given if not word.endswith("=None"))])
+    fused = ["fused"] if all(group.get("fused") for group in made.param_groups) else []
+    told = ", ".join(["", *(word for word in given if not word.endswith("=None")), *fused])
     rank_zero_info(f"Optimizer: {type(made).__name__} with peak learning rate {learning_rate:g}{told}.")
     return made
+
+
+def _choose_fused(optimizer: Optimizer) -> None:
+    """Sets `fused` of each group whose weights all lie on FUSED_ON, if the class knows it and was told nothing.
+
+    A group and not the whole optimizer, because the class is made from whatever callable the configuration gave.
+    """
+    for group in optimizer.param_groups:
+        on_its_device = all(weight.device.type in FUSED_ON for weight in group["params"])
+        if on_its_device and "fused" in group and group["fused"] is None and group.get("foreach") is None:
+            group["fused"] = True
 
 
 def lr_factor(step: int, num_steps: int, warmup_frac: float, min_lr_frac: float) -> float:
