@@ -38,6 +38,8 @@ class _ChunkedLogprobs(torch.autograd.Function):
             if entropies_T is not None:
                 log_p = logits.sub_(lse_T[rows, None])
                 entropies_T[rows] = -log_p.exp().mul_(log_p).sum(-1)
+                del log_p
+            del logits  # else it is there while the next chunk is made
         ctx.save_for_backward(hidden_TE, weight_VE, targets_T, lse_T, entropies_T)
         ctx.temperature = temperature
         ctx.set_materialize_grads(False)
@@ -65,6 +67,7 @@ class _ChunkedLogprobs(torch.autograd.Function):
             grad_logits = grad_logits.scatter_add_(-1, targets_T[rows, None], scale).to(hidden_TE.dtype)
             grad_hidden[rows] = grad_logits @ weight_VE
             grad_weight += grad_logits.T @ hidden_TE[rows]
+            del log_p, grad_logits  # else they are there while the next chunk is made
         return grad_hidden, grad_weight.to(weight_VE.dtype), None, None, None
 
 
@@ -93,6 +96,7 @@ class _SummedLogprobs(torch.autograd.Function):
                 ctx.grad_weight.addmm_(grad_logits.T, hidden_TE[rows])
             else:
                 ctx.grad_weight += grad_logits.T @ hidden_TE[rows]
+            del logprobs, grad_logits  # else they are there while the next chunk is made
         ctx.temperature, ctx.dtype = temperature, weight_VE.dtype
         return total
 
