@@ -130,7 +130,7 @@ class Plan(NamedTuple):
 
 
 class Memory(NamedTuple):
-    """Bytes on one GPU while the backward pass begins, where a step needs most."""
+    """Bytes on one GPU where a step needs most: at the loss of a later row, or while its last block is made anew."""
 
     weights: float
     gradients: float
@@ -142,6 +142,13 @@ class Memory(NamedTuple):
     @property
     def total(self) -> float:
         return sum(self)
+
+
+class Activations(NamedTuple):
+    """Bytes a token: what is kept when the loss is computed, and the most while blocks are made anew."""
+
+    kept: float
+    recomputing: float
 
 
 class StepTime(NamedTuple):
@@ -166,34 +173,51 @@ def memory(shape: Shape, plan: Plan) -> Memory:
         gathered = compute_bytes * (3 * shape.num_block + shape.num_embeddings)
     elif not plan.sharded:
         gathered = here * ((plan.precision == "bf16-mixed") * 2 + (plan.num_gpus > 1) * weight_bytes)
+    kept, recomputing = activation_bytes(shape, plan.checkpointing, compute_bytes, is_autocast(plan))
+    chunks = 4 * 3 * min(LOGITS_CHUNK, plan.row_tokens * shape.vocabulary)
+    # the loss needs its logits before any block is made anew
+    at_the_loss = plan.row_tokens * kept + chunks > plan.row_tokens * recomputing
     return Memory(
         weights=weight_bytes * here,
         gradients=weight_bytes * here,
         optimizer=2 * weight_bytes * here,
         gathered=gathered,
-        activations=plan.row_tokens * activation_bytes(shape, plan.checkpointing, compute_bytes),
-        logits=4 * (shape.vocabulary * shape.hidden + 3 * min(LOGITS_CHUNK, plan.row_tokens * shape.vocabulary)),
+        activations=plan.row_tokens * (kept if at_the_loss else recomputing),
+        logits=4 * shape.vocabulary * shape.hidden + (chunks if at_the_loss else 0),
     )
 
 
-def activation_bytes(shape: Shape, checkpointing: Checkpointing, compute_bytes: int) -> float:
-    """Bytes a token that the forward pass leaves for the backward pass, with an attention kernel that keeps no matrix.
+def is_autocast(plan: Plan) -> bool:
+    """Whether float32 weights meet bfloat16 arithmetic operation by operation. FSDP2 gathers them as bfloat16."""
+    return plan.precision == "bf16-mixed" and not plan.sharded
+
+
+def activation_bytes(
+    shape: Shape, checkpointing: Checkpointing, compute_bytes: int, autocast: bool = False
+) -> Activations:
+    """What the forward pass leaves for the backward pass, with an attention kernel that keeps no matrix.
 
     Of a block, without checkpointing: two norms (each its input and what it makes of it in float32 or the compute type,
     and its output), queries, keys, values and what attention returns, and four rows of the MLP (gate, its SiLU, up,
     their product). Of a block that is made anew (`full`: each, `selective`: the first and every second after it) only
     the input is kept, until it is whole once more for its own backward pass: then no later block is there any longer.
+
+    Under autocast the stream between blocks is float32, and each projection that reads a norm keeps a copy of its own
+    of the norm's output: three before attention, two in the MLP.
     """
     attention = 2 * shape.heads * shape.head_dim + 2 * shape.kv_heads * shape.head_dim
-    norm = (4 + 2 * compute_bytes) * shape.hidden
+    stream, copies = (4, 3 + 2) if autocast else (compute_bytes, 2)
+    norms = (2 * (4 + stream) + copies * compute_bytes) * shape.hidden
     normed = (shape.heads + shape.kv_heads) * shape.head_dim if shape.qk_norm else 0
-    block = 2 * norm + (4 + compute_bytes) * normed + compute_bytes * (attention + 4 * shape.intermediate)
-    ends = norm  # the last norm: its input, what it makes of it, and the loss's gradient of its output
+    block = norms + (4 + compute_bytes) * normed + compute_bytes * (attention + 4 * shape.intermediate)
+    # the last norm: its input, what it makes of it, and the loss's gradient of its output
+    ends = (4 + stream + compute_bytes) * shape.hidden
     again = num_recomputed(shape, checkpointing)
-    kept = shape.layers - again
+    whole = shape.layers - again
     # the last block that is made anew: before it, in place of each later one that was kept
-    whole = {"none": kept, "selective": again, "full": 1}[checkpointing]
-    return whole * block + again * compute_bytes * shape.hidden + ends
+    whole_then = {"none": whole, "selective": again, "full": 1}[checkpointing]
+    inputs = again * stream * shape.hidden
+    return Activations(whole * block + inputs + ends, whole_then * block + inputs + ends)
 
 
 def num_recomputed(shape: Shape, checkpointing: Checkpointing) -> int:
