@@ -48,7 +48,7 @@ from w2sr.modules.reference import load_reference
 from w2sr.modules.round_log import DeadRounds, RoundLog, add_sums, policy_metrics
 from w2sr.modules.row_maker import RowMaker
 from w2sr.modules.students import place_policy
-from w2sr.modules.validation import answer_validation
+from w2sr.modules.validation import EQUAL_ON_RANKS, answer_validation
 from w2sr.policy import DTypeName, LoRA, Policy, Recompute
 from w2sr.ranks import patient_group
 from w2sr.rewards import Correct, RewardTerm
@@ -344,7 +344,7 @@ class GRPOModule(L.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         if self._pass_at_k is not None:
-            self.log("val/pass@1", self._pass_at_k.scalars()["pass@1/pooled"], prog_bar=True)
+            self.log("val/pass@1", self._pass_at_k.scalars()["pass@1/pooled"], prog_bar=True, **EQUAL_ON_RANKS)
 
     def save_student(self, folder: Path) -> None:
         """Writes the policy and its tokenizer as a Hugging Face directory. Every process must call it."""

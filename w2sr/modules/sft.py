@@ -35,7 +35,7 @@ from w2sr.modules.optimization import (
     warmup_cosine,
 )
 from w2sr.modules.students import place_policy
-from w2sr.modules.validation import answer_validation
+from w2sr.modules.validation import EQUAL_ON_RANKS, answer_validation
 from w2sr.policy import DTypeName, LoRA, Policy, Recompute
 from w2sr.rollouts import EmbeddedGenerator
 from w2sr.sharding import save_policy
@@ -197,9 +197,9 @@ class SFTModule(L.LightningModule):
     def on_validation_epoch_end(self) -> None:
         loss_sum, num_tokens = cast(Tensor, self.trainer.strategy.reduce(self._val_loss.clone(), reduce_op="sum"))
         if num_tokens > 0:
-            self.log("val/loss", (loss_sum / num_tokens).float(), prog_bar=True)
+            self.log("val/loss", (loss_sum / num_tokens).float(), prog_bar=True, **EQUAL_ON_RANKS)
         if self._pass_at_k is not None:
-            self.log("val/pass@1", self._pass_at_k.scalars()["pass@1/pooled"], prog_bar=True)
+            self.log("val/pass@1", self._pass_at_k.scalars()["pass@1/pooled"], prog_bar=True, **EQUAL_ON_RANKS)
 
     def generator(self) -> EmbeddedGenerator:
         """The embedded engine on the policy as it is now."""

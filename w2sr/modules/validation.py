@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 
@@ -13,6 +14,9 @@ from w2sr.metrics import PassAtK
 from w2sr.rollouts import Generator
 from w2sr.types import EvalRecord, ProblemBatch, Sampling
 from w2sr.verify import Verifier
+
+EQUAL_ON_RANKS: dict[str, Any] = {"sync_dist": True, "reduce_fx": "max"}
+"""How a metric is logged that is reduced already: Lightning wants a reduction named; a maximum of equals is exact."""
 
 
 def answer_validation(
