@@ -51,7 +51,7 @@ class Part(NamedTuple):
 PARTS = {
     "correctness": Part(correctness, 75),
     "ceilings": Part(ceilings, 10),
-    "sft-0.6b": Part(lambda bench: sft(bench, cells_of("Qwen3-0.6B")), 140),
+    "sft-0.6b": Part(lambda bench: sft(bench, cells_of("Qwen3-0.6B")), 155),
     "sft-7b": Part(lambda bench: sft(bench, cells_of("Qwen2.5-7B", pure_bf16=True)), 40),
     "peers": Part(peers, 30),
     "decode": Part(decode, 60),

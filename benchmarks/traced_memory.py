@@ -237,6 +237,7 @@ CASES: tuple[tuple[str, Plan, Trained], ...] = (
     ("Qwen3-0.6B", one_gpu(65_536, "none"), "SFT"),
     ("Qwen3-0.6B", one_gpu(65_536, "selective"), "SFT"),
     ("Qwen3-0.6B", one_gpu(65_536, "full"), "SFT"),
+    ("Qwen3-0.6B", sharded(1, "full", 65_536), "SFT"),
     ("Qwen3-0.6B", one_gpu(65_536, "full"), "GRPO"),
     ("Qwen3-0.6B", one_gpu(65_536, "full"), "plain transformers"),
     ("Qwen3-0.6B", one_gpu(16_384, "full"), "plain transformers"),

@@ -169,7 +169,7 @@ def memory(shape: Shape, plan: Plan) -> Memory:
     compute_bytes = 4 if plan.precision == "32-true" else 2
     here = shape.num_parameters / (plan.num_gpus if plan.sharded else 1)
     gathered = 0.0
-    if plan.sharded and plan.num_gpus > 1:
+    if plan.sharded:
         gathered = compute_bytes * (3 * shape.num_block + shape.num_embeddings)
     elif not plan.sharded:
         gathered = here * ((plan.precision == "bf16-mixed") * 2 + (plan.num_gpus > 1) * weight_bytes)

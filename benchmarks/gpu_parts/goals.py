@@ -16,7 +16,8 @@ FULL = "Qwen3-0.6B, 16,384, full rows"
 class Goal(NamedTuple):
     """A column of one line of a part, and the value that it must have at least, or at most.
 
-    `beside` is a line of the part `peers`: the value is then the quotient of the two.
+    Of lines that differ in options alone (compile, fsdp2) the best counts. `beside` is a line of the part `peers`: the
+    value is then the quotient of the two.
     """
 
     name: str
@@ -29,23 +30,31 @@ class Goal(NamedTuple):
 
     def judged(self, results: Mapping[str, Sequence[Row]]) -> Row:
         """The goal with what was found: reached, NOT reached, or not measured."""
-        found = _value(results, self.part, self.what, self.column)
+        found, line = _best(results, self.part, self.what, self.column, least=self.at_most)
         if self.beside is not None:
-            peer = _value(results, "peers", self.beside, self.column)
+            peer, _ = _best(results, "peers", self.beside, self.column)
             found = None if found is None or peer is None else found / peer
         if found is None:
-            return {"goal": self.name, "bound": self.bound, "found": "", "result": "not measured"}
+            return {"goal": self.name, "bound": self.bound, "found": "", "by": "", "result": "not measured"}
         reached = found <= self.bound if self.at_most else found >= self.bound
         return {
             "goal": self.name,
             "bound": self.bound,
             "found": found,
+            "by": line,
             "result": "reached" if reached else "NOT reached",
         }
 
 
-def _value(results: Mapping[str, Sequence[Row]], part: str, what: str, column: str) -> float | None:
-    return next((row[column] for row in results.get(part, []) if row["what"] == what and column in row), None)
+def _best(
+    results: Mapping[str, Sequence[Row]], part: str, what: str, column: str, least: bool = False
+) -> tuple[float | None, str]:
+    """The best value of a line and its options, and the line."""
+    lines = [row for row in results.get(part, []) if column in row and f"{row['what']}, ".startswith(f"{what}, ")]
+    if not lines:
+        return None, ""
+    row = (min if least else max)(lines, key=lambda row: row[column])
+    return row[column], row["what"]
 
 
 GOALS = (

@@ -11,6 +11,9 @@ from typing import Any, NamedTuple, cast
 
 import lightning as L
 import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 
 from gpu_parts.bench import MEASURED_STEPS, WARM_UP_STEPS, Bench, Row
@@ -18,22 +21,26 @@ from gpu_parts.rows import Protocol, steps_of
 from gpu_parts.shapes import new_model
 from w2sr.flops import training_flops
 from w2sr.kernels import Kernels, compile_blocks, use_kernels
+from w2sr.modules.fsdp2 import FSDP2, sharding_of
 from w2sr.modules.sft import SFTModule
 from w2sr.policy import Policy
 from w2sr.scaling import GIB, Plan, Shape, least_checkpointing, memory
+from w2sr.sharding import shard_policy
 from w2sr.types import StepBatch
 
 RECOMPUTE: dict[str, Any] = {"none": False, "selective": "selective", "full": True}
 
 
 class Cell(NamedTuple):
-    """One line of the training tables."""
+    """One line of the training tables. `fsdp2`: on one GPU too it gathers weights as bfloat16, so that the stream between
+    blocks is bfloat16, which autocast leaves as float32."""
 
     shape: str
     tokens: int
     protocol: Protocol
     kernels: Kernels = Kernels()
     pure_bf16: bool = False
+    fsdp2: bool = False
 
     @property
     def options(self) -> list[str]:
@@ -41,7 +48,28 @@ class Cell(NamedTuple):
 
     @property
     def title(self) -> str:
-        return ", ".join([self.shape, f"{self.tokens:,}", self.protocol, *self.options])
+        return ", ".join([self.shape, f"{self.tokens:,}", self.protocol, *self.options, *["fsdp2"] * self.fsdp2])
+
+
+class RandomStudent(SFTModule):
+    """Trains a student of random weights: one that is there, or, where the strategy shards, one that is made in place."""
+
+    def __init__(self, policy: Policy, **options: Any) -> None:
+        super().__init__(**options)
+        self.given = [policy]  # in a list, because a module attribute would register every weight a second time
+
+    def configure_model(self) -> None:
+        if self.policy is None:
+            self.policy = self.given.pop()
+            if (sharding := sharding_of(self)) is not None:
+                shard_policy(self.policy.to("meta"), sharding)
+                with torch.no_grad():
+                    for weight in self.policy.parameters():
+                        local_of(weight).normal_(0, 0.02) if weight.ndim > 1 else local_of(weight).fill_(1)
+
+
+def local_of(weight: Tensor) -> Tensor:
+    return weight.to_local() if isinstance(weight, DTensor) else weight
 
 
 class StepClock(L.Callback):
@@ -82,7 +110,7 @@ def sft(bench: Bench, cells: Sequence[Cell]) -> Iterator[Row]:
 def trained(bench: Bench, cell: Cell) -> Row:
     tokens, peak = cell.tokens // 64 if bench.tiny else cell.tokens, bench.peak
     policy = new_model(bench, cell.shape)
-    plan = Plan(1, sharded=False, precision=precision_of(bench, cell), row_tokens=tokens)
+    plan = Plan(1, sharded=cell.fsdp2, precision=precision_of(bench, cell), row_tokens=tokens)
     shape = Shape.of(policy.lm.config.to_dict())
     room = torch.cuda.get_device_properties(bench.device).total_memory if bench.device.type == "cuda" else 1e15
     published = cell.protocol == "full rows"
@@ -93,13 +121,14 @@ def trained(bench: Bench, cell: Cell) -> Row:
     use_kernels(policy, replace(cell.kernels, compile=False))
     if cell.pure_bf16:
         policy.to(bench.dtype)
-    module = SFTModule(student=cell.shape, optimizer=partial(torch.optim.AdamW, fused=True))
-    module.policy = policy
+    module = RandomStudent(policy, student=cell.shape, optimizer=partial(torch.optim.AdamW, fused=True))
     steps = steps_of(cell.protocol, tokens, policy.vocab_size, WARM_UP_STEPS + MEASURED_STEPS)
     clock = StepClock(bench)
     trainer_for(bench, cell, len(steps), clock).fit(
         module, DataLoader(cast(Any, steps), batch_size=None, collate_fn=cast(Any, as_it_is))
     )
+    if dist.is_initialized():  # fsdp2 began it, and the parts after this one are of one process
+        dist.destroy_process_group()
     times, counted = clock.times[WARM_UP_STEPS:], steps[WARM_UP_STEPS:]
     # rows differ: the rate of each, and the median of the rates
     rates = [sum(step.lengths) / seconds for step, seconds in zip(counted, times, strict=True)]
@@ -139,6 +168,7 @@ def trainer_for(bench: Bench, cell: Cell, num_steps: int, clock: StepClock) -> L
     return L.Trainer(
         accelerator="gpu" if bench.device.type == "cuda" else "cpu",
         devices=1,
+        strategy=FSDP2() if cell.fsdp2 else "auto",
         precision=precision_of(bench, cell),
         max_steps=num_steps,
         callbacks=[clock],
@@ -155,4 +185,5 @@ def cells_of(shape: str, *, pure_bf16: bool = False) -> list[Cell]:
         return [Cell(shape, tokens, "real lengths", pure_bf16=pure_bf16) for tokens in lengths]
     full: list[Cell] = [Cell(shape, tokens, "full rows") for tokens in (*lengths, 65_536)]
     packed = [Cell(shape, tokens, "real lengths") for tokens in (*lengths, 65_536)]
-    return [*full, *packed, Cell(shape, 16_384, "full rows", Kernels(compile=True))]
+    others = [Cell(shape, 16_384, "full rows", Kernels(compile=True)), Cell(shape, 16_384, "full rows", fsdp2=True)]
+    return [*full, *packed, *others]

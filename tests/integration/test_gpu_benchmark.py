@@ -45,7 +45,7 @@ def test_every_part_runs_on_shrunken_models(tmp_path: Path) -> None:
     assert sum(row["result"] == "right" for row in parts["correctness"]) >= 8
     assert [row.get("result") for row in parts["peers"]] == [None, "not installed"] * 2
     trained = [row for row in parts["sft-0.6b"] if "tokens/s" in row]
-    assert len(trained) == 7 and all(row["tokens/s"] > 0 and len(row["step s"]) == 5 for row in trained)
+    assert len(trained) == 8 and all(row["tokens/s"] > 0 and len(row["step s"]) == 5 for row in trained)
     assert all(row["trained tokens/s"] > 0 for row in parts["grpo"]) and len(parts["grpo"]) == 2
     assert set(record["seconds"]) == set(parts) and record["goals"] == [], "shrunken models are not judged"
     page = (tmp_path / "cpu-all.md").read_text()

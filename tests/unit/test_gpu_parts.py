@@ -64,17 +64,22 @@ def test_nothing_is_measured_with_what_is_wrong_or_out_of_time(gpu: Any) -> None
 
 
 def test_goals(gpu: Any) -> None:
-    """20,000 tokens/s beside 10,000 are 2 ×, and below 1.3 × 25,486 = 33,132. 80 GB are 74.5 GiB."""
+    """The best of our settings counts.
+
+    20,000 tokens/s beside 10,000 are 2 ×, and below 1.3 × 25,486 = 33,132. 80 GB are 74.5 GiB."""
     rows = "Qwen3-0.6B, 16,384, full rows"
     results = {
         "sft-0.6b": [
-            {"what": rows, "tokens/s": 20_000.0},
+            {"what": rows, "tokens/s": 15_000.0},
+            {"what": f"{rows}, fsdp2", "tokens/s": 20_000.0},
+            {"what": f"{rows} and more", "tokens/s": 99_000.0},
             {"what": "Qwen3-0.6B, 65,536, full rows", "peak GiB": 74.0},
         ],
         "sft-7b": [{"what": "Qwen2.5-7B, 8,192, real lengths", "result": "out of memory"}],
         "peers": [{"what": f"transformers: {rows}", "tokens/s": 10_000.0}],
     }
     found = {row["goal"]: (row["found"], row["result"]) for row in gpu.judged(results)}
+    assert [row["by"] for row in gpu.judged(results)][1] == f"{rows}, fsdp2"
     assert found == {
         "one H200: MFU of the 7B shape": ("", "not measured"),
         "one H200: 1.3 × 25,486 tokens/s, published for an H100": (20_000.0, "NOT reached"),
