@@ -10,8 +10,8 @@ import sys
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
-from types import ModuleType
-from typing import Any
+from types import ModuleType, SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -24,6 +24,7 @@ from transformers import Qwen3Config
 from w2sr import attention, untried
 from w2sr.groups import pack_sharing
 from w2sr.kernels import Kernels, compile_blocks, use_kernels
+from w2sr.modules.fsdp2 import FSDP2
 from w2sr.packing import pack_row
 from w2sr.policy import LoRA, Policy, new_policy
 from w2sr.rollouts import EmbeddedGenerator
@@ -266,3 +267,17 @@ def test_liger_s_kernels_in_tritons_interpreter_equal_the_blocks_as_written() ->
         assert tokens == expected and sum(map(len, tokens)) > 10
         kernels = "_rms_norm_backward_kernel _rms_norm_forward_kernel _swiglu_backward_kernel _swiglu_forward_kernel"
         assert found["kernels"] == [*kernels.split(), "_triton_rope"], model_type
+
+
+def test_sharding_over_gpus_says_that_it_is_untried(caplog: pytest.LogCaptureFixture) -> None:
+    def sharded(device: str) -> None:
+        precision = SimpleNamespace(precision="bf16-mixed")
+        strategy = SimpleNamespace(precision_plugin=precision, device_mesh={"data_parallel": None}, cpu_offload=False)
+        strategy.root_device = torch.device(device)
+        assert FSDP2.sharding(cast(FSDP2, strategy)).compute_dtype is torch.bfloat16
+
+    with caplog.at_level(logging.WARNING, logger="w2sr.untried"):
+        sharded("cpu")
+        assert not caplog.records
+        sharded("cuda")
+    assert "trainer.strategy=fsdp2 has never been run on a GPU" in caplog.text

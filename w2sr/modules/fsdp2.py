@@ -23,6 +23,7 @@ from torch.distributed.checkpoint.state_dict import (
 from w2sr.modules.sharded_checkpoints import by_name, read_rest, remove, write_sharded
 from w2sr.runs import Progress, check_checkpoint
 from w2sr.sharding import Sharding
+from w2sr.untried import say_if_untried
 
 COMPUTE_DTYPES: dict[str, torch.dtype | None] = {"32-true": None, "bf16-true": None, "bf16-mixed": torch.bfloat16}
 """`trainer.precision` → what weights are gathered as; None: as they are kept."""
@@ -70,6 +71,8 @@ class FSDP2(ModelParallelStrategy):
                 f"trainer.strategy=fsdp2 knows trainer.precision {', '.join(COMPUTE_DTYPES)}, not {precision!r}. "
                 "Take bf16-mixed: float32 shards, bfloat16 arithmetic."
             )
+        if self.root_device.type == "cuda":
+            say_if_untried("trainer.strategy=fsdp2")
         return Sharding(
             self.device_mesh["data_parallel"], self.root_device, COMPUTE_DTYPES[precision], self.cpu_offload
         )
