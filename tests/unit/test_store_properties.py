@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from w2sr.traces import TraceWriter, read_store
@@ -110,6 +110,7 @@ def outcome(whole: Path, done: list[Damage]) -> list[Trace] | str:
             return str(error)
 
 
+@example([Damage(file, "remove", 0.0, 1) for file in FILES[1:]])  # what is left looks like a writer's first journal
 @settings(max_examples=300, deadline=None)
 @given(st.lists(damages, min_size=1, max_size=3))
 def test_a_damaged_store_gives_what_was_written_or_names_a_file(whole: Path, done: list[Damage]) -> None:

@@ -122,6 +122,16 @@ def journal_name(writer: str, generation: int) -> str:
     return f"journal-{writer}-{generation:06d}.jsonl"
 
 
+def preceding_journal(name: str) -> str | None:
+    """The journal that its writer sealed before it began this one; None for a writer's first, and for foreign names.
+
+    >>> preceding_journal("journal-main-000002.jsonl"), preceding_journal("journal-main-000000.jsonl")
+    ('journal-main-000001.jsonl', None)
+    """
+    found = re.fullmatch(r"journal-(\w+)-(\d+)\.jsonl", name, re.ASCII)
+    return journal_name(found[1], int(found[2]) - 1) if found and int(found[2]) else None
+
+
 def is_store(path: str | Path) -> bool:
     """Whether the directory holds a manifest or a journal."""
     path = Path(path)
@@ -275,6 +285,13 @@ def snapshot(path: Path) -> tuple[tuple[Part, ...], list[list[Trace]]]:
             raise ValueError(
                 f"{path / name} is not named in {MANIFEST}, and its journal is gone: {MANIFEST} was removed or is an "
                 "older copy. Restore it."
+            )
+    for name in sorted(set(journals) - sealed):
+        before = preceding_journal(name)
+        if before is not None and before not in sealed:
+            raise ValueError(
+                f"{path / name} goes on where a sealed part ends that {MANIFEST} does not name: {MANIFEST} was removed "
+                "or is an older copy. Restore it, with its parts."
             )
     return parts, [traces for name, traces in journals.items() if name not in sealed]
 
