@@ -39,7 +39,7 @@ demo: setup
 	$(BIN)/python lightning_cli.py fit --config configs/w2sr_p.yaml --trainer.default_root_dir=runs/demo
 
 test: setup
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 lint: setup
 	$(BIN)/ruff check .

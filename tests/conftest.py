@@ -19,6 +19,22 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Deals the files that start servers and jobs out among those of `integration`, the longest of the others: with
+    several workers none of them comes last, and two of them seldom run at once. What is short fills the end."""
+    files = list(dict.fromkeys(item.path for item in items))
+    starting = [file for file in files if file.parent.name.startswith("real_")]
+    long = [file for file in files if file.parent.name == "integration"]
+    order, every = list[Path](), max(1, len(long) // max(1, len(starting)))
+    for number, file in enumerate(long):
+        if number % every == 0:
+            order += starting[:1]
+            del starting[:1]
+        order.append(file)
+    rank = {file: place for place, file in enumerate(dict.fromkeys([*order, *starting, *files]))}
+    items.sort(key=lambda item: rank[item.path])
+
+
 @pytest.fixture(autouse=True)
 def environment_as_it_was() -> Iterator[None]:
     """Lightning tells a machine's processes apart by variables that it leaves behind: processes that a later test
