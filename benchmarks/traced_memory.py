@@ -2,8 +2,8 @@
 
     python benchmarks/traced_memory.py --out docs/results/traced_memory.md
 
-Every operation of the real policy, loss, backward pass and optimizer is dispatched (torch's FakeTensorMode), and
-the bytes of all storages that are alive are added up. Beside it stands what `w2sr.scaling.memory` says without running anything, and
+Every operation of the real policy, loss, backward pass and optimizer is dispatched (torch's FakeTensorMode), and the bytes
+of all storages that are alive are added up. Beside it stands what `w2sr.scaling.memory` says without running anything, and
 one model of plain transformers. Minutes on one core, a few hundred MiB of memory, whatever the size of the model.
 """
 

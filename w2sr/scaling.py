@@ -168,10 +168,9 @@ def memory(shape: Shape, plan: Plan) -> Memory:
     weight_bytes = 2 if plan.precision == "bf16-true" else 4
     compute_bytes = 4 if plan.precision == "32-true" else 2
     here = shape.num_parameters / (plan.num_gpus if plan.sharded else 1)
-    gathered = 0.0
     if plan.sharded:
-        gathered = compute_bytes * (3 * shape.num_block + shape.num_embeddings)
-    elif not plan.sharded:
+        gathered = float(compute_bytes * (3 * shape.num_block + shape.num_embeddings))
+    else:
         gathered = here * ((plan.precision == "bf16-mixed") * 2 + (plan.num_gpus > 1) * weight_bytes)
     kept, recomputing = activation_bytes(shape, plan.checkpointing, compute_bytes, is_autocast(plan))
     chunks = 4 * 3 * min(LOGITS_CHUNK, plan.row_tokens * shape.vocabulary)
