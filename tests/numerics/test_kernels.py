@@ -7,6 +7,7 @@ import logging
 import os
 import subprocess
 import sys
+from importlib.metadata import version
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
@@ -17,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from packaging.version import Version
 from torch import Tensor
 from torch._dynamo.utils import counters
 from transformers import Qwen3Config
@@ -246,9 +248,10 @@ def test_what_was_run_on_a_gpu_stands_on_a_page() -> None:
     assert all(path in text for path in untried.RUN_ON_A_GPU)
 
 
-@pytest.mark.skipif(not all(map(find_spec, ("triton", "liger_kernel"))), reason="needs triton and liger-kernel")
-def test_liger_s_kernels_in_tritons_interpreter_equal_the_blocks_as_written() -> None:
-    """The kernels themselves, run instruction by instruction on a CPU: rows, every gradient, and sampled tokens."""
+def test_the_kernels_of_liger_equal_the_blocks_as_written() -> None:
+    """The kernels themselves, run by Triton's interpreter on a CPU: rows, every gradient, and sampled tokens."""
+    if not all(map(find_spec, ("triton", "liger_kernel"))) or Version(version("triton")) < Version("3.7"):
+        pytest.skip("needs liger-kernel, and triton from 3.7 on: an older interpreter breaks off in its loops")
     repository = Path(__file__).resolve().parents[2]
     done = subprocess.run(
         [sys.executable, "tests/numerics/liger_interpreted.py"],
