@@ -48,7 +48,7 @@ class LiveBytes(TorchDispatchMode):
     """Adds up the storages that are alive inside of a FakeTensorMode.
 
     What the code reads of a tensor, which has no data here, is answered: `nonzero` has as many hits as it is told, a
-    truth is false, a number is one. (torch's MemTracker gives the same sums on one GPU, and takes five times as long.)
+    truth is false, a number is one.
     """
 
     def __init__(self, num_labels: int) -> None:

@@ -74,7 +74,7 @@ def row() -> PackedBatch:
 
 
 def found(policy: Policy) -> tuple[list[Tensor], list[tuple[int, ...]]]:
-    """Log-probabilities and every gradient of a packed row, and greedy completions."""
+    """Log-probabilities and every gradient of a packed row, and sampled completions."""
     policy.zero_grad()
     logprobs_T = policy(row())
     logprobs_T.square().sum().backward()

@@ -56,21 +56,20 @@ RECOMPUTE: dict[str, Any] = {"none": False, "selective": "selective", "full": Tr
 QWEN3 = Qwen3Config(**SMALL, head_dim=24)
 
 
-def to_config(shape: Shape) -> Qwen2Config:
-    return Qwen2Config(
-        vocab_size=shape.vocabulary,
-        hidden_size=shape.hidden,
-        intermediate_size=shape.intermediate,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        num_key_value_heads=shape.kv_heads,
-        tie_word_embeddings=shape.tied,
-    )
+@pytest.fixture(scope="module")
+def traced_memory() -> Iterator[Any]:
+    sys.path.insert(0, str(REPOSITORY / "benchmarks"))
+    try:
+        import traced_memory
+
+        yield traced_memory
+    finally:
+        sys.path.remove(str(REPOSITORY / "benchmarks"))
 
 
 @pytest.mark.parametrize("name", QWEN2_5)
-def test_parameters_of_the_papers_models(name: str) -> None:
-    shape, config = QWEN2_5[name], to_config(QWEN2_5[name])
+def test_parameters_of_the_papers_models(traced_memory: Any, name: str) -> None:
+    shape, config = QWEN2_5[name], traced_memory.config_of(f"Qwen2.5-{name}")
     assert shape.num_parameters == REAL[name]
     assert Shape.of(config.to_dict()) == shape
     with torch.device("meta"):
@@ -129,17 +128,6 @@ def test_activations_of_a_real_forward_pass(config: Any, layers: int, checkpoint
     expected = num_tokens * (activation_bytes(shape, checkpointing, compute_bytes=4).kept - 4 * shape.hidden)
     assert recomputed == num_recomputed(shape, checkpointing)
     assert expected / ACTIVATION_FACTOR < sum(kept.values()) < expected * ACTIVATION_FACTOR
-
-
-@pytest.fixture(scope="module")
-def traced_memory() -> Iterator[Any]:
-    sys.path.insert(0, str(REPOSITORY / "benchmarks"))
-    try:
-        import traced_memory
-
-        yield traced_memory
-    finally:
-        sys.path.remove(str(REPOSITORY / "benchmarks"))
 
 
 @pytest.mark.parametrize("config", [Qwen2Config(**MEDIUM), Qwen3Config(**MEDIUM, head_dim=64)])
