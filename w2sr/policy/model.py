@@ -1,4 +1,4 @@
-"""A causal language model that reads packed rows: loading, saving, and log-probabilities of labels.
+"""A causal language model that reads packed rows: log-probabilities of labels, adapters, and saving.
 
 Legend: T packed tokens, E hidden size, V vocabulary.
 """
@@ -7,41 +7,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast, overload
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.utils import logging as transformers_logging
 
-from w2sr.attention import ATTENTION_NAME, Engine, Layout, packed_layout, resolve_engine
+from w2sr.attention import Engine, Layout, packed_layout, resolve_engine
 from w2sr.chat import Chat
-from w2sr.locations import locate_model
 from w2sr.logprobs import summed_logprobs, token_logprobs, token_logprobs_and_entropies
+from w2sr.policy.adapters import LoRA
 from w2sr.types import IGNORE_INDEX, PackedBatch
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
-DTypeName = Literal["float32", "bfloat16"]
 Recompute = bool | Literal["selective"]
 """Blocks whose activations the backward pass computes again: none, all, or (`selective`) every second one."""
-
-
-@dataclass(frozen=True)
-class LoRA:
-    """Low-rank adapters (Hu et al., arXiv 2106.09685) on every linear layer of the blocks, by peft, and the embedding
-    row of the stop token (see `Policy.add_lora`).
-
-    `rank` is the adapters' inner size, `alpha` / `rank` their scale.
-    """
-
-    rank: int = 16
-    alpha: int = 32
-    dropout: float = 0.0
 
 
 class Policy(nn.Module):
@@ -319,65 +303,3 @@ class Policy(nn.Module):
             return weight_VE
         index = torch.tensor([self._stop_token_id], device=weight_VE.device)
         return weight_VE.index_add(0, index, row_E[None].to(weight_VE.dtype))
-
-
-def context_length(model_name_or_path: str, *, trust_remote_code: bool = False) -> int | None:
-    """Positions that a model has, from its configuration alone; None where that does not say."""
-    config = AutoConfig.from_pretrained(locate_model(model_name_or_path), trust_remote_code=trust_remote_code)
-    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
-    return None if limit is None else int(limit)
-
-
-def load_policy(
-    model_name_or_path: str | Path,
-    *,
-    dtype: DTypeName = "float32",
-    attention: Engine | Literal["auto"] = "auto",
-    trust_remote_code: bool = False,
-) -> Policy:
-    """Loads a causal LM from a directory or a hub name (see `locate_model`). Weights are safetensors only."""
-    model_name_or_path = locate_model(model_name_or_path)
-    config = _packed_config(AutoConfig.from_pretrained(model_name_or_path, trust_remote_code=trust_remote_code))
-    transformers_logging.disable_progress_bar()  # of a load that takes milliseconds
-    lm = AutoModelForCausalLM.from_pretrained(
-        model_name_or_path,
-        config=config,
-        dtype=getattr(torch, dtype),
-        attn_implementation=ATTENTION_NAME,
-        use_safetensors=True,
-        trust_remote_code=trust_remote_code,
-    )
-    return Policy(lm.train(), attention)
-
-
-def empty_policy(
-    model_name_or_path: str | Path,
-    *,
-    dtype: DTypeName = "float32",
-    attention: Engine | Literal["auto"] = "auto",
-    trust_remote_code: bool = False,
-) -> Policy:
-    """The policy that `load_policy` gives, on the meta device: shapes without weights, to be sharded and filled."""
-    model_name_or_path = locate_model(model_name_or_path)
-    config = _packed_config(AutoConfig.from_pretrained(model_name_or_path, trust_remote_code=trust_remote_code))
-    with torch.device("meta"):
-        lm = AutoModelForCausalLM.from_config(
-            config,
-            dtype=getattr(torch, dtype),
-            attn_implementation=ATTENTION_NAME,
-            trust_remote_code=trust_remote_code,
-        )
-    return Policy(lm.train(), attention)
-
-
-def new_policy(config: Any, attention: Engine | Literal["auto"] = "auto") -> Policy:
-    """A randomly initialised policy of this transformers config: for pretraining, tests and benchmarks."""
-    return Policy(
-        AutoModelForCausalLM.from_config(_packed_config(config), attn_implementation=ATTENTION_NAME), attention
-    )
-
-
-def _packed_config(config: Any) -> Any:
-    """Training a student without attention dropout, as the paper's models are configured."""
-    config.attention_dropout = 0.0
-    return config
