@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from w2sr.modules import optimization
-from w2sr.modules.optimization import build_optimizer, gradient_sync, lr_factor, seed_dropout, warmup_cosine
+from w2sr.modules.optimization import WarmupCosine, build_optimizer, gradient_sync, lr_factor, seed_dropout
 
 
 def small_model() -> nn.Module:
@@ -111,7 +111,7 @@ def test_a_single_step_is_not_lost_on_the_warm_up() -> None:
 def test_the_scheduler_is_stepped_once_an_optimizer_step() -> None:
     parameter = nn.Parameter(torch.ones(2, 2))
     optimizer = torch.optim.SGD([parameter], lr=0.4)
-    scheduler = warmup_cosine(optimizer, num_steps=4, warmup_frac=0.5, min_lr_frac=0.1)
+    scheduler = WarmupCosine(optimizer, num_steps=4, warmup_frac=0.5, min_lr_frac=0.1)
     rates = []
     for _ in range(4):
         rates.append(optimizer.param_groups[0]["lr"])
@@ -120,6 +120,26 @@ def test_the_scheduler_is_stepped_once_an_optimizer_step() -> None:
     # 2 warm-up steps: 0.2, 0.4; then cosine over 2: 0.4, and half way 0.4 · (0.1 + 0.9 / 2) = 0.22; it ends at 0.04
     assert rates == pytest.approx([0.2, 0.4, 0.4, 0.22])
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0.04)
+
+
+def test_a_checkpoint_gives_the_schedule_its_place_only() -> None:
+    """Stopped after 2 of 2 steps at rate 0; 6 steps at peak 0.8 are wanted now: (1 + cos(π k / 6)) / 2 for k = 2, 3."""
+    parameter = nn.Parameter(torch.ones(2, 2))
+    stopped = torch.optim.SGD([parameter], lr=0.4)
+    old = WarmupCosine(stopped, num_steps=2, warmup_frac=0.0, min_lr_frac=0.0)
+    for _ in range(2):
+        stopped.step()
+        old.step()
+    assert stopped.param_groups[0]["lr"] == 0, "guard: the old schedule is at its end"
+    optimizer = torch.optim.SGD([parameter], lr=0.8)
+    scheduler = WarmupCosine(optimizer, num_steps=6, warmup_frac=0.0, min_lr_frac=0.0)
+    optimizer.load_state_dict(stopped.state_dict())
+    scheduler.load_state_dict(old.state_dict())
+    rates = [optimizer.param_groups[0]["lr"]]
+    assert scheduler.get_last_lr() == rates
+    optimizer.step()
+    scheduler.step()
+    assert [*rates, optimizer.param_groups[0]["lr"]] == pytest.approx([0.6, 0.4])
 
 
 def test_only_the_last_micro_step_exchanges_gradients(monkeypatch: pytest.MonkeyPatch) -> None:

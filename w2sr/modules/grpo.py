@@ -36,12 +36,12 @@ from w2sr.modules.collect import Collected, Collector, check_positive, check_roo
 from w2sr.modules.fsdp2 import sharding_of
 from w2sr.modules.optimization import (
     OptimizerCallable,
+    WarmupCosine,
     build_optimizer,
     clip_gradients,
     gradient_sync,
     require_finite,
     seed_dropout,
-    warmup_cosine,
 )
 from w2sr.modules.phases import Phases
 from w2sr.modules.reference import load_reference
@@ -192,7 +192,7 @@ class GRPOModule(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         optimizer = build_optimizer(self.optimizer, self.learning_rate, self.named_parameters())
-        scheduler = warmup_cosine(optimizer, self.num_steps(), self.warmup_frac, self.min_lr_frac)
+        scheduler = WarmupCosine(optimizer, self.num_steps(), self.warmup_frac, self.min_lr_frac)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def num_steps(self) -> int:

@@ -78,9 +78,22 @@ def lr_factor(step: int, num_steps: int, warmup_frac: float, min_lr_frac: float)
     return min_lr_frac + (1 - min_lr_frac) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def warmup_cosine(optimizer: Optimizer, num_steps: int, warmup_frac: float, min_lr_frac: float) -> LambdaLR:
-    """The schedule of `lr_factor`, to be stepped once an optimizer step."""
-    return LambdaLR(optimizer, lambda step: lr_factor(step, num_steps, warmup_frac, min_lr_frac))
+class WarmupCosine(LambdaLR):
+    """The schedule of `lr_factor`, to be stepped once an optimizer step.
+
+    A run that goes on may have another number of steps or another peak. So a checkpoint gives this schedule its place
+    and nothing else: from the first step on, the rate is that of the present configuration.
+    """
+
+    def __init__(self, optimizer: Optimizer, num_steps: int, warmup_frac: float, min_lr_frac: float) -> None:
+        super().__init__(optimizer, lambda step: lr_factor(step, num_steps, warmup_frac, min_lr_frac))
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes up the place of a saved schedule. The optimizer must have its own state already."""
+        self.last_epoch, self._step_count = state_dict["last_epoch"], state_dict["_step_count"]
+        self._last_lr = [peak * self.lr_lambdas[0](self.last_epoch) for peak in self.base_lrs]
+        for group, peak, rate in zip(self.optimizer.param_groups, self.base_lrs, self._last_lr, strict=True):
+            group["initial_lr"], group["lr"] = peak, rate
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], limit: float) -> Tensor:

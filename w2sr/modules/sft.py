@@ -27,12 +27,12 @@ from w2sr.modules.checkpoints import check_same_student, student_identity, write
 from w2sr.modules.fsdp2 import sharding_of
 from w2sr.modules.optimization import (
     OptimizerCallable,
+    WarmupCosine,
     build_optimizer,
     clip_gradients,
     gradient_sync,
     require_finite,
     seed_dropout,
-    warmup_cosine,
 )
 from w2sr.modules.students import place_policy
 from w2sr.modules.validation import EQUAL_ON_RANKS, answer_validation
@@ -149,7 +149,7 @@ class SFTModule(L.LightningModule):
         """Our own, because a scheduler that LightningCLI injects is stepped once an epoch."""
         optimizer = build_optimizer(self.optimizer, self.learning_rate, self.named_parameters())
         num_steps = int(self.trainer.estimated_stepping_batches)
-        scheduler = warmup_cosine(optimizer, num_steps, self.warmup_frac, self.min_lr_frac)
+        scheduler = WarmupCosine(optimizer, num_steps, self.warmup_frac, self.min_lr_frac)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def training_step(self, step: StepBatch, batch_idx: int) -> None:
