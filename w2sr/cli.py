@@ -11,12 +11,13 @@ import socket
 import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
 import lightning as L
 import torch
+import yaml
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.environments import SLURMEnvironment
@@ -90,10 +91,11 @@ class W2SRCLI(LightningCLI):
 
     Args:
         words: the command line without the program, for messages that name the next one.
+        held: holds the lock of the run directory until the program ends.
     """
 
-    def __init__(self, *args: Any, words: Sequence[str] = (), **kwargs: Any) -> None:
-        self.words = words
+    def __init__(self, *args: Any, words: Sequence[str] = (), held: ExitStack, **kwargs: Any) -> None:
+        self.words, self.held = words, held
         super().__init__(*args, **kwargs)
 
     def _parse_ckpt_path(self) -> None:
@@ -104,16 +106,34 @@ class W2SRCLI(LightningCLI):
         let_requeue_through()
 
     def before_fit(self) -> None:
-        """Refuses a run directory that holds a run, unless this one goes on from its checkpoint."""
+        """Refuses a run directory that another process trains in, or that holds a run, unless this one goes on from its
+        checkpoint."""
         wanted, folder = self._get(self.config, "ckpt_path"), Path(self.trainer.default_root_dir)
+        if cast(Any, rank_zero_only).rank == 0:
+            self.held.enter_context(_locked(folder))
         if not wanted and holds_a_run(folder):
             raise ValueError(f"{where_it_stands(folder)}\n{ways_on(folder, self.words)}")
+        if wanted and holds_a_run(folder):
+            self._report_changes(folder / "config.yaml")
         if wanted == "last" and (last := newest_checkpoint(folder)) is not None:
             check_checkpoint(last)
             self.config_init["fit"]["ckpt_path"] = str(last)  # config.yaml keeps the word
         elif wanted == "last":
             rank_zero_info(f"There is no checkpoint in {folder / 'checkpoints'} yet: training begins at step 0.")
             self.config_init["fit"]["ckpt_path"] = None
+
+    @rank_zero_only
+    def _report_changes(self, file: Path) -> None:
+        """Logs the keys of the configuration that differ from those that the run began with."""
+        from w2sr.traces.recipe import flat  # here, because it imports pyarrow
+
+        before = flat(yaml.safe_load(file.read_text()) or {})
+        now = flat(yaml.safe_load(self._parser("fit").dump(self.config["fit"], skip_none=False)))
+        names = sorted((before.keys() | now.keys()) - {"ckpt_path"})
+        changed = [f"{name}: {before.get(name)} -> {now.get(name)}" for name in names if before.get(name) != now.get(name)]
+        if changed:
+            lines = "\n  ".join(changed)
+            rank_zero_info(f"The configuration differs from that of {file} (before -> now):\n  {lines}")
 
     def before_test(self) -> None:
         """Refuses a run directory that holds a run: its results would be overwritten. A requeued job's are its own."""
@@ -158,6 +178,25 @@ class W2SRCLI(LightningCLI):
         named = wanted.get("callbacks") or []
         callbacks = [*(named if isinstance(named, list) else [named]), StopOnSignal(self.words)]
         return super().instantiate_trainer(**{**kwargs, "default_root_dir": folder, "callbacks": callbacks})
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Holds the run directory for this process. Raises a ValueError where another one holds it.
+
+    A lock goes with its process, also when that is killed.
+    """
+    from w2sr.traces.locks import acquire, release  # here, because it imports pyarrow
+
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / ".fit.lock"
+    descriptor = acquire(file, blocking=False, remedy=f"add --trainer.default_root_dir={folder}-2")
+    try:
+        yield
+    finally:
+        release(file, descriptor)
+        if not any(folder.iterdir()):
+            folder.rmdir()  # the run was refused before it began
 
 
 def _devices_a_node(trainer: Mapping[str, Any]) -> int:
@@ -297,18 +336,20 @@ def _end_as_interrupted(message: str, signum: signal.Signals = signal.SIGINT) ->
 def _main(argv: Sequence[str] | None, words: Sequence[str]) -> None:
     _quieten()
     register_strategies()
-    W2SRCLI(
-        L.LightningModule,
-        L.LightningDataModule,
-        subclass_mode_model=True,
-        subclass_mode_data=True,
-        save_config_callback=RunConfig,
-        parser_class=Parser,
-        parser_kwargs={"epilog": EPILOG, "formatter_class": _formatter()},
-        args=None if argv is None else list(words),
-        words=words,
-        trainer_defaults={"use_distributed_sampler": False},
-    )
+    with ExitStack() as held:
+        W2SRCLI(
+            L.LightningModule,
+            L.LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            save_config_callback=RunConfig,
+            parser_class=Parser,
+            parser_kwargs={"epilog": EPILOG, "formatter_class": _formatter()},
+            args=None if argv is None else list(words),
+            words=words,
+            held=held,
+            trainer_defaults={"use_distributed_sampler": False},
+        )
 
 
 def _quieten() -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from w2sr.packing import EpochPlan, num_loss_tokens, pack_row, plan_epoch, steps_per_epoch
+from w2sr.runs import RefusedByAll
 from w2sr.types import Segment, StepBatch
 
 STEPS_AHEAD = 2
@@ -65,6 +67,19 @@ class StepDataset(Dataset[StepBatch]):
                 self._plan = (epoch, plan_epoch(self.lengths, epoch=epoch, **self._arguments))
             return self._plan[1]
 
+    def identity(self) -> dict[str, Any]:
+        """What decides which traces an optimizer step trains on, in plain types; equal for any number of ranks.
+
+        `max_tokens` counts only where steps are made of rows: with `step_tokens`, or with a window of several steps.
+        """
+        digest = hashlib.blake2b(digest_size=8)
+        for segment, length, num_loss in zip(self.segments, self.lengths, self.loss_tokens, strict=True):
+            digest.update(f"{segment.segment_id}|{length}|{num_loss}\n".encode())
+        settings = dict(self._arguments)
+        if self._arguments["step_tokens"] is None and self._arguments["window"] == 1:
+            del settings["max_tokens"]
+        return {**settings, "num_traces": len(self.segments), "traces_hash": digest.hexdigest()}
+
     def __getitem__(self, index: int) -> StepBatch:
         epoch, step = divmod(index, self.num_steps)
         plan = self.plan(epoch)
@@ -80,6 +95,23 @@ class StepDataset(Dataset[StepBatch]):
             trace_ids=tuple(self.segments[member].segment_id for member in members),
             capacity=len(rows) * self.max_tokens,
         )
+
+
+def check_same_steps(saved: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
+    """Raises a ValueError where the steps of a checkpoint's run (`StepDataset.identity`) are not the steps of this one.
+
+    The checkpoint says how many steps of the epoch are done. With other traces or another order, the rest of the epoch
+    would repeat some traces and leave out others.
+    """
+    names = [name for name in ours if name in saved and saved[name] != ours[name]]
+    if not names:
+        return
+    was, now = (", ".join(f"{name}={facts[name]}" for name in names) for facts in (saved, ours))
+    raise RefusedByAll(
+        f"The checkpoint is of a run with other optimizer steps: {was} there, {now} here. The place in the epoch belongs "
+        "to the traces and the order of that run. Restore the data configuration of the checkpoint (config.yaml in its "
+        "run directory), or start a new run from its exported student."
+    )
 
 
 class StepSampler(Sampler[int]):

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,7 +17,7 @@ from torch.utils.data import DataLoader
 from w2sr.chat import Chat
 from w2sr.corruption import Corruption
 from w2sr.datamodules.sources import OnBadReference, build_verifiers, load_problems, load_traces, problem_loader
-from w2sr.datamodules.steps import HeldOutSteps, StepDataset, StepLoader
+from w2sr.datamodules.steps import HeldOutSteps, StepDataset, StepLoader, check_same_steps
 from w2sr.decontaminate import Decontamination, Overlap, decontaminate
 from w2sr.locations import locate, locate_model
 from w2sr.packing import Overlong, handle_overlong
@@ -158,7 +159,10 @@ class TraceDataModule(L.LightningDataModule):
     def train_dataloader(self) -> DataLoader[Any]:
         # not in setup, which comes before the run directory is found to be free
         self._write_selection(Path(self._trainer.default_root_dir))
-        dataset = StepDataset(
+        return StepLoader(self._steps(), self._trainer, self.num_workers)
+
+    def _steps(self) -> StepDataset:
+        return StepDataset(
             self.train_segments,
             seed=self.seed,
             max_tokens=self.max_tokens,
@@ -169,7 +173,18 @@ class TraceDataModule(L.LightningDataModule):
             world_size=self._trainer.world_size,
             pad_rows=self.pad_rows,
         )
-        return StepLoader(dataset, self._trainer, self.num_workers)
+
+    @cached_property
+    def _identity(self) -> dict[str, Any]:
+        return self._steps().identity()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"steps": self._identity}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Refuses a checkpoint whose run had other optimizer steps; `validate` with a checkpoint has none."""
+        if self._trainer.state.fn == "fit":
+            check_same_steps(state_dict["steps"], self._identity)
 
     def val_dataloader(self) -> list[DataLoader[Any]]:
         rank, world_size = self._trainer.global_rank, self._trainer.world_size

@@ -114,7 +114,7 @@ def read_recipe(store: Path) -> Recipe:
 
 def recipe_differences(there: Recipe, here: Recipe) -> list[tuple[str, object, object]]:
     """(key, there, here) of everything in which two recipes differ; nested keys are joined by dots."""
-    flat_there, flat_here = _flat(asdict(there)), _flat(asdict(here))
+    flat_there, flat_here = flat(asdict(there)), flat(asdict(here))
     num_shards = len(there.problems_by_shard), len(here.problems_by_shard)
     if num_shards[0] != num_shards[1]:  # then every shard holds other problems, and the lists say nothing
         del flat_there["problems_by_shard"], flat_here["problems_by_shard"]
@@ -123,11 +123,12 @@ def recipe_differences(there: Recipe, here: Recipe) -> list[tuple[str, object, o
     return [(key, flat_there.get(key), flat_here.get(key)) for key in keys if flat_there.get(key) != flat_here.get(key)]
 
 
-def _flat(content: Mapping[str, object], prefix: str = "") -> dict[str, object]:
-    flat: dict[str, object] = {}
+def flat(content: Mapping[str, object], prefix: str = "") -> dict[str, object]:
+    """The values of nested mappings under their keys joined by dots."""
+    values: dict[str, object] = {}
     for key, value in content.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
-    return flat
+        values |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    return values
 
 
 def shard_states(recipe: Recipe, keys: Iterable[TraceKey]) -> list[ShardState]:
