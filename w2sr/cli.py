@@ -130,7 +130,9 @@ class W2SRCLI(LightningCLI):
         before = flat(yaml.safe_load(file.read_text()) or {})
         now = flat(yaml.safe_load(self._parser("fit").dump(self.config["fit"], skip_none=False)))
         names = sorted((before.keys() | now.keys()) - {"ckpt_path"})
-        changed = [f"{name}: {before.get(name)} -> {now.get(name)}" for name in names if before.get(name) != now.get(name)]
+        changed = [
+            f"{name}: {before.get(name)} -> {now.get(name)}" for name in names if before.get(name) != now.get(name)
+        ]
         if changed:
             lines = "\n  ".join(changed)
             rank_zero_info(f"The configuration differs from that of {file} (before -> now):\n  {lines}")

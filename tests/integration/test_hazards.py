@@ -1,4 +1,4 @@
-"""What happens to runs now and then: two of them in one directory, a changed configuration, a metric without a value."""
+"""Hazards of a run: a second one in its directory, a changed configuration, a metric without a value, an idle rank."""
 
 from __future__ import annotations
 

@@ -142,6 +142,33 @@ def test_a_checkpoint_gives_the_schedule_its_place_only() -> None:
     assert [*rates, optimizer.param_groups[0]["lr"]] == pytest.approx([0.6, 0.4])
 
 
+def test_settings_of_the_optimizer_that_changed_are_the_present_ones() -> None:
+    """Its moments are the checkpoint's, as is what an optimizer changed itself (`found`), and norms stay undecayed."""
+
+    def made(**settings: Any) -> tuple[torch.optim.Optimizer, WarmupCosine]:
+        named = small_model().named_parameters()
+        optimizer = build_optimizer(lambda groups: torch.optim.AdamW(groups, **settings), 0.5, named)
+        for group in optimizer.param_groups:
+            group["found"] = 1.0
+        return optimizer, WarmupCosine(optimizer, 10, 0.0, 0.0)
+
+    first, schedule = made(weight_decay=0.1, betas=(0.8, 0.9), fused=True)
+    for group in first.param_groups:
+        group["found"] = 7.0
+        for weight in group["params"]:
+            weight.grad = torch.ones_like(weight)
+    first.step()
+    second, resumed = made(weight_decay=0.3, betas=(0.8, 0.95))
+    second.load_state_dict(first.state_dict())
+    assert [group["weight_decay"] for group in second.param_groups] == [0.1, 0.0], "torch takes the checkpoint's"
+    resumed.load_state_dict(schedule.state_dict())
+    assert [group["weight_decay"] for group in second.param_groups] == [0.3, 0.0]
+    assert all(group["betas"] == (0.8, 0.95) and group["found"] == 7.0 for group in second.param_groups)
+    assert all(group["fused"] is None for group in second.param_groups)
+    moments = [state["exp_avg"] for state in second.state.values()]
+    assert len(moments) == 3 and all(torch.allclose(moment, torch.tensor(0.2)) for moment in moments)  # (1 - 0.8) · 1
+
+
 def test_only_the_last_micro_step_exchanges_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
     from contextlib import contextmanager
 

@@ -108,9 +108,9 @@ def check_same_steps(saved: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
         return
     was, now = (", ".join(f"{name}={facts[name]}" for name in names) for facts in (saved, ours))
     raise RefusedByAll(
-        f"The checkpoint is of a run with other optimizer steps: {was} there, {now} here. The place in the epoch belongs "
-        "to the traces and the order of that run. Restore the data configuration of the checkpoint (config.yaml in its "
-        "run directory), or start a new run from its exported student."
+        f"The checkpoint is of a run with other optimizer steps: {was} there, {now} here. The place in the epoch "
+        "belongs to the traces and the order of that run. Restore the data configuration of the checkpoint "
+        "(config.yaml in its run directory), or start a new run from its exported student."
     )
 
 

@@ -78,18 +78,29 @@ def lr_factor(step: int, num_steps: int, warmup_frac: float, min_lr_frac: float)
     return min_lr_frac + (1 - min_lr_frac) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
+def _settings(group: dict[str, Any]) -> dict[str, Any]:
+    """What a parameter group was given, as plain values; the learning rate is the schedule's."""
+    plain = (int, float, str, tuple, type(None))
+    return {name: value for name, value in group.items() if isinstance(value, plain) and not name.endswith("lr")}
+
+
 class WarmupCosine(LambdaLR):
     """The schedule of `lr_factor`, to be stepped once an optimizer step.
 
     A run that goes on may have another number of steps or another peak. So a checkpoint gives this schedule its place
-    and nothing else: from the first step on, the rate is that of the present configuration.
+    and nothing else: from the first step on, the rate is that of the present configuration. So are the settings of the
+    optimizer that the configuration changed, such as its weight decay; a checkpoint of an optimizer holds the old ones.
     """
 
     def __init__(self, optimizer: Optimizer, num_steps: int, warmup_frac: float, min_lr_frac: float) -> None:
+        self.settings = [_settings(group) for group in optimizer.param_groups]
         super().__init__(optimizer, lambda step: lr_factor(step, num_steps, warmup_frac, min_lr_frac))
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes up the place of a saved schedule. The optimizer must have its own state already."""
+        before = state_dict.get("settings", self.settings)  # absent from checkpoints of 0.1.0
+        for group, new, old in zip(self.optimizer.param_groups, self.settings, before, strict=True):
+            group.update({name: value for name, value in new.items() if name in old and old[name] != value})
         self.last_epoch, self._step_count = state_dict["last_epoch"], state_dict["_step_count"]
         self._last_lr = [peak * self.lr_lambdas[0](self.last_epoch) for peak in self.base_lrs]
         for group, peak, rate in zip(self.optimizer.param_groups, self.base_lrs, self._last_lr, strict=True):
