@@ -71,6 +71,23 @@ def test_no_minibatch(refused: Refused) -> None:
     assert "model.minibatches=0 must be at least 1" in refused(model__minibatches=0)
 
 
+def test_more_minibatches_than_groups(refused: Refused) -> None:
+    message = refused(model__minibatches=4)
+    assert "model.minibatches=4 divides the groups of a round, and data.step_problems=3 gives 3" in message
+
+
+def test_more_problems_a_round_than_there_are(refused: Refused) -> None:
+    assert "data.step_problems=7: a round asks so many different problems, and data.problems has 6" in refused(
+        data__step_problems=7
+    )
+
+
+def test_no_slot(refused: Refused) -> None:
+    assert "model.num_slots=0 must be at least 1" in refused(model__num_slots=0)
+    engine = {"class_path": "w2sr.rollouts.Embedded", "init_args": {"num_slots": 0}}
+    assert "num_slots=0 must be at least 1: so many sequences decode together." in refused(model__engine=engine)
+
+
 def test_a_reward_that_is_not_a_number(refused: Refused) -> None:
     letter = refused(model__rewards={"holed": {"reward": f"{HERE}.nan_for_long"}})
     assert "model.rewards.holed failed on sample" in letter and "whose completion begins" in letter
