@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from w2sr.cli import main
+from w2sr.modules import GRPOModule
 from w2sr.rollouts import EmbeddedGenerator
 from w2sr.types import Rollout
 
@@ -80,6 +81,24 @@ def test_more_problems_a_round_than_there_are(refused: Refused) -> None:
     assert "data.step_problems=7: a round asks so many different problems, and data.problems has 6" in refused(
         data__step_problems=7
     )
+
+
+def test_dropout_that_sampling_does_not_have(refused: Refused) -> None:
+    message = refused(model__lora={"rank": 2, "alpha": 4, "dropout": 0.25})
+    assert "lora_dropout.default' of the policy has p=0.25" in message and "Set model.lora.dropout=0" in message
+
+
+def test_dropout_of_the_model_itself(refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As OPT has it: a number that its layers hand to a function."""
+    real = GRPOModule.configure_model
+
+    def with_dropout(self: GRPOModule) -> None:
+        real(self)
+        assert self.policy is not None
+        self.policy.blocks()[1].activation_dropout = 0.1
+
+    monkeypatch.setattr(GRPOModule, "configure_model", with_dropout)
+    assert "layers.1' of the policy has activation_dropout=0.1" in refused()
 
 
 def test_no_slot(refused: Refused) -> None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_warn
+from torch import nn
 
 from w2sr.chat import Chat
 from w2sr.curriculum import DynamicSampling, ProblemStream, is_dead
@@ -206,11 +207,24 @@ def check_positive(**values: int) -> None:
             raise ValueError(f"model.{name}={value} must be at least 1.")
 
 
-def check_minibatches(minibatches: int, step_problems: int) -> None:
-    """Raises a ValueError where some optimizer steps of a round would have no group."""
+def check_round(policy: nn.Module, minibatches: int, step_problems: int) -> None:
+    """Raises a ValueError for a round that cannot be trained on as it is sampled.
+
+    Some optimizer steps would have no group, or the policy has dropout: rollouts, old and reference log-probabilities
+    are of the policy without it, so the gradient would be that of another policy, and the ratio of two equal ones not 1.
+    """
     if minibatches > step_problems:
         raise ValueError(
             f"model.minibatches={minibatches} divides the groups of a round, and data.step_problems={step_problems} "
             f"gives {step_problems}: some optimizer steps would have none. Lower model.minibatches to {step_problems} "
             "or less, or raise data.step_problems."
         )
+    for name, module in policy.named_modules():
+        own = {"p": module.p} if isinstance(module, nn.Dropout) else vars(module)
+        for key, value in own.items():
+            if (key == "p" or "drop" in key or "jitter" in key) and isinstance(value, float) and value > 0:
+                raise ValueError(
+                    f"{type(module).__name__} {name!r} of the policy has {key}={value:g}: its passes of training would "
+                    "differ from the passes that sample rollouts and score them, by chance. Set model.lora.dropout=0; "
+                    "for one of the model itself, set it to 0 in the model's config.json."
+                )

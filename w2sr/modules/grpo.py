@@ -32,7 +32,7 @@ from w2sr.losses import Objective, policy_loss
 from w2sr.metrics import PassAtK
 from w2sr.modules.cards import grpo_card
 from w2sr.modules.checkpoints import check_same_student, student_identity, write_whole_checkpoints
-from w2sr.modules.collect import Collected, Collector, check_minibatches, check_positive, check_room, check_sampling
+from w2sr.modules.collect import Collected, Collector, check_positive, check_room, check_round, check_sampling
 from w2sr.modules.fsdp2 import sharding_of
 from w2sr.modules.optimization import (
     OptimizerCallable,
@@ -208,7 +208,7 @@ class GRPOModule(L.LightningModule):
         policy, data = self._loaded(), cast(Any, self.trainer).datamodule
         rank_zero_info(f"Packed attention on {self.device}: {policy.engine()} (attention={self.attention}).")
         positions = getattr(policy.lm.config, "max_position_embeddings", None)
-        check_minibatches(self.minibatches, data.step_problems)
+        check_round(policy, self.minibatches, data.step_problems)
         check_room(data.train_problems, self.chat, self.rollouts, positions, self.max_tokens)
         self._seed = torch.initial_seed()
         self._reference = None
