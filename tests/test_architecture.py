@@ -14,7 +14,7 @@ FLOORS: list[set[str]] = [
     # pure rules: no Lightning, no transformers models
     {"rows", "runs", "templates", "tokenizer", "tools", "shards", "slurm", "ranks"},
     {"traces", "problems", "packing", "verify", "puzzles", "losses", "logprobs"}
-    | {"advantages", "results", "curriculum", "weight_files", "scaling"},
+    | {"advantages", "results", "curriculum", "weight_files", "scaling", "stops"},
     {"supervision", "decontaminate", "votes", "rewards"},
     {"chat", "corruption", "selection"},
     {"token_cache", "trace_summary", "audit"},

@@ -9,6 +9,7 @@ import re
 import signal
 import socket
 import sys
+import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -154,7 +155,10 @@ class W2SRCLI(LightningCLI):
 
         It stops on a signal with a checkpoint (`StopOnSignal`), whatever callbacks the configuration names. Under SLURM
         that callback alone hears the signals: Lightning's own requeue saves in the middle of whatever it interrupts.
+        From here on SIGTERM ends the program with a message.
         """
+        if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, StopOutside())
         from w2sr.callbacks import StopOnSignal  # here, because it imports the engines
 
         wanted = self._get(self.config_init, "trainer", default={})
@@ -252,7 +256,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     try:
         _refuse_unknown_verb(words)
-        with _requeued_when_asked():
+        with _as_before(signal.SIGTERM), _requeued_when_asked():
             _main(argv, words)
     except Stopped as stop:
         _end_as_interrupted(str(stop), stop.signum)
@@ -298,6 +302,17 @@ def _lost_rank(error: Exception) -> str | None:
         "wrote last says why. Every checkpoint written so far is whole: go on with --ckpt_path last. How long ranks "
         "wait is trainer.strategy.init_args.timeout, 30 minutes by default."
     )
+
+
+@contextmanager
+def _as_before(signum: signal.Signals) -> Iterator[None]:
+    """At the end of the block a signal has the handler that it had at the beginning."""
+    before = signal.getsignal(signum)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signum, before)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import signal
 import sys
 import time
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple, NoReturn
 
@@ -46,13 +46,17 @@ class StopOutside:
 
     Attributes:
         asked: whether it was called. A library may catch whatever is raised while it works, and go on.
+        pass_on: called with the signal first, where it is set.
     """
 
     def __init__(self) -> None:
         self.asked = False
+        self.pass_on: Callable[[int], None] | None = None
 
     def __call__(self, signum: int, frame: Any) -> NoReturn:
         self.asked = True
+        if self.pass_on is not None:
+            self.pass_on(signum)
         raise Stopped(signal.Signals(signum), OUTSIDE)
 
 

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, GenerationConfig
 
+from w2sr.chat import Chat
 from w2sr.cli import main
 from w2sr.verbs import export
 
@@ -85,6 +86,24 @@ def test_what_is_not_a_whole_checkpoint_of_a_run_is_refused(
     assert "holds no checkpoint" in refused(capsys, str(tmp_path / "foreign"), str(tmp_path / "out"))
     assert "exists. Give another directory" in refused(capsys, str(run), str(tmp_path))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("token", ["<|im_end|>", "<|endoftext|>", "the last"])
+def test_a_wrong_row_of_a_special_token_is_found(
+    token: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, chat = export.write_weights, Chat.load(run / "student")
+    row = chat.vocab_size - 1 if token == "the last" else chat.vocabulary[token]
+
+    def shifted(folder: Path, weights: Any) -> None:
+        changed = dict(weights)
+        changed["model.embed_tokens.weight"] = changed["model.embed_tokens.weight"].clone()
+        changed["model.embed_tokens.weight"][row] += 0.05
+        real(folder, changed.items())
+
+    monkeypatch.setattr(export, "write_weights", shifted)
+    monkeypatch.setattr(export, "NUM_SPREAD", 1)
+    assert "log-probabilities that differ from those of" in refused(capsys, str(run), str(tmp_path / "out"))
 
 
 def test_a_directory_that_disagrees_is_not_left(

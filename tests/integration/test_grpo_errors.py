@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from w2sr.cli import main
+from w2sr.modules import GRPOModule
 from w2sr.rollouts import EmbeddedGenerator
 from w2sr.types import Rollout
 
@@ -69,6 +70,41 @@ def test_a_part_of_the_distribution(refused: Refused) -> None:
 
 def test_no_minibatch(refused: Refused) -> None:
     assert "model.minibatches=0 must be at least 1" in refused(model__minibatches=0)
+
+
+def test_more_minibatches_than_groups(refused: Refused) -> None:
+    message = refused(model__minibatches=4)
+    assert "model.minibatches=4 divides the groups of a round, and data.step_problems=3 gives 3" in message
+
+
+def test_more_problems_a_round_than_there_are(refused: Refused) -> None:
+    assert "data.step_problems=7: a round asks so many different problems, and data.problems has 6" in refused(
+        data__step_problems=7
+    )
+
+
+def test_dropout_that_sampling_does_not_have(refused: Refused) -> None:
+    message = refused(model__lora={"rank": 2, "alpha": 4, "dropout": 0.25})
+    assert "lora_dropout.default' of the policy has p=0.25" in message and "Set model.lora.dropout=0" in message
+
+
+def test_dropout_of_the_model_itself(refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As OPT has it: a number that its layers hand to a function."""
+    real = GRPOModule.configure_model
+
+    def with_dropout(self: GRPOModule) -> None:
+        real(self)
+        assert self.policy is not None
+        self.policy.blocks()[1].activation_dropout = 0.1
+
+    monkeypatch.setattr(GRPOModule, "configure_model", with_dropout)
+    assert "layers.1' of the policy has activation_dropout=0.1" in refused()
+
+
+def test_no_slot(refused: Refused) -> None:
+    assert "model.num_slots=0 must be at least 1" in refused(model__num_slots=0)
+    engine = {"class_path": "w2sr.rollouts.Embedded", "init_args": {"num_slots": 0}}
+    assert "num_slots=0 must be at least 1: so many sequences decode together." in refused(model__engine=engine)
 
 
 def test_a_reward_that_is_not_a_number(refused: Refused) -> None:

@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,9 @@ from lightning.pytorch.utilities import rank_zero_only
 from w2sr.modules import GRPOModule
 from w2sr.runs import Progress, StopOutside, Stopped, mark_finished, mark_unfinished, ways_on
 from w2sr.slurm import REQUEUE
+from w2sr.stops import SIGNALS, STOP
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, REQUEUE)
-"""Ctrl-C; the end that SLURM or a container announces; the same with a requeue. Where processes of one run get
-different ones, the later in this order counts."""
-STOPPING = b"\nStopping: the optimizer step in progress is finished and saved first."
+STOPPING = b"\nStopping: the state after the last whole optimizer step is saved first."
 AGAIN = b" Ctrl-C again ends at once."
 
 
@@ -29,8 +28,12 @@ class StopOnSignal(L.Callback):
     """Ends `fit` on one of SIGNALS with a checkpoint from which it goes on bit by bit.
 
     The signal's handler only notes that a stop is asked for. What ends the run is `Stopped`, raised when an optimizer
-    step is complete, so that no torn state is saved and no `on_fit_end` (export, table) follows. Validation changes no
-    state, so it is left at once, and a resumed run begins it anew; several processes leave it together, after a batch.
+    step is complete, so that no torn state is saved and no `on_fit_end` (export, table) follows. Two parts of a run are
+    left at once, because they change nothing that a checkpoint holds: validation, and the first half of a round of GRPO
+    (sampling, verification, rewards). A resumed run begins them again. Several processes leave them together, when the
+    slowest has seen the signal; the first process passes it on to those that it started.
+
+    Before and after training, and in the other commands of the Trainer, the run ends at once.
     A second SIGINT has its default effect; the others are sent more than once by those who send them.
 
     Args:
@@ -39,10 +42,27 @@ class StopOnSignal(L.Callback):
 
     def __init__(self, words: Sequence[str] = ()) -> None:
         self.words = list(words)
-        self._asked: signal.Signals | None = None
-        self._may_leave_now = False
         self._validation_due = False
         self._before: dict[signal.Signals, Any] = {}
+        self._outside = StopOutside()
+        self._batch = ExitStack()
+        self._trainer: L.Trainer | None = None
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Lightning's own handler of SIGTERM only takes a note, which nothing but its training loop reads, and has
+        ranks exchange it wherever they are. Outside of training the command line's takes its place."""
+        self._trainer, handler = trainer, signal.getsignal(signal.SIGTERM)
+        self._outside = handler if isinstance(handler, StopOutside) else StopOutside()
+        self._outside.pass_on = self._pass_on
+        connector: Any = trainer._signal_connector
+        connector._sigterm_notifier_fn = self._outside
+
+    def _pass_on(self, signum: int) -> None:
+        """Sends a signal to the processes that this one started, as those are told it that SLURM started. A terminal
+        sends Ctrl-C to all of them itself."""
+        launcher: Any = None if self._trainer is None else self._trainer.strategy.launcher
+        if signum != signal.SIGINT and hasattr(launcher, "kill"):
+            launcher.kill(signum)
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.is_global_zero:
@@ -57,25 +77,26 @@ class StopOnSignal(L.Callback):
         goes on ignoring it.
         """
         _count_new_epoch(trainer)
-        self._asked = None
+        STOP.asked = None
         if threading.current_thread() is threading.main_thread():
             heard = [signum for signum in SIGNALS if signal.getsignal(signum) != signal.SIG_IGN]
             self._before = {signum: signal.signal(signum, self._note) for signum in heard}
             outside = self._before.get(REQUEUE)
-            if isinstance(outside, StopOutside) and outside.asked:
-                self._asked = REQUEUE
+            if self._outside.asked:
+                STOP.asked = signal.SIGTERM
+            elif isinstance(outside, StopOutside) and outside.asked:
+                STOP.asked = REQUEUE
 
     def _note(self, signum: int, frame: Any) -> None:
-        if self._asked is not None:
-            if signum == self._asked == signal.SIGINT:
+        if STOP.asked is not None:
+            if signum == STOP.asked == signal.SIGINT:
                 signal.signal(signal.SIGINT, signal.SIG_DFL)
                 os.kill(os.getpid(), signal.SIGINT)
             return
-        self._asked = signal.Signals(signum)
+        self._pass_on(signum)
         # print is not safe in a handler: it may have interrupted a print
         os.write(2, STOPPING + (AGAIN if signum == signal.SIGINT else b"") + b"\n")
-        if self._may_leave_now:
-            raise Stopped(self._asked)
+        STOP.note(signum)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -93,8 +114,8 @@ class StopOnSignal(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         # between the batches callbacks may be writing files
-        self._may_leave_now = trainer.world_size == 1 and not trainer.sanity_checking
         self._leave_validation(trainer)
+        self._batch.enter_context(STOP.at_once(trainer.world_size == 1 and not trainer.sanity_checking))
 
     def on_validation_batch_end(
         self,
@@ -105,7 +126,7 @@ class StopOnSignal(L.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        self._may_leave_now = False
+        self._batch.close()
         self._leave_validation(trainer)
 
     def _leave_validation(self, trainer: L.Trainer) -> None:
@@ -114,15 +135,17 @@ class StopOnSignal(L.Callback):
 
     def _asked_anywhere(self, trainer: L.Trainer) -> signal.Signals | None:
         """The signal that any process was sent: it reaches them in different steps, and they must stop in one."""
-        mine = -1 if self._asked is None else SIGNALS.index(self._asked)
+        mine = -1 if STOP.asked is None else SIGNALS.index(STOP.asked)
         told: Any = trainer.strategy.reduce(torch.tensor(mine, device=trainer.strategy.root_device), reduce_op="max")
         return None if told < 0 else SIGNALS[int(told)]
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        self._may_leave_now = False
+        self._batch.close()
         if isinstance(exception, Stopped) and self._before:  # in training: else there is no state worth saving
             if trainer.validating:
                 _begin_validation_anew(trainer)
+            else:
+                _begin_round_anew(trainer)
             file = self._save(trainer)
             exception.args = (
                 f"Stopped at optimizer {progress(trainer)}. Checkpoint: {file}\n"
@@ -141,12 +164,14 @@ class StopOnSignal(L.Callback):
         return file
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if (asked := self._asked_anywhere(trainer)) is not None:  # since the last step, or its validation
+            raise Stopped(asked)
         self._restore_handlers()
 
     def _restore_handlers(self) -> None:
         for signum, handler in self._before.items():
             signal.signal(signum, handler)
-        self._before = {}
+        self._before, STOP.asked = {}, None
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint["num_steps"] = progress(trainer).num_steps
@@ -207,6 +232,16 @@ def _begin_validation_anew(trainer: L.Trainer) -> None:
     for count in (counts.total, counts.current):
         count.reset()
         count.ready = count.started = 1
+
+
+def _begin_round_anew(trainer: L.Trainer) -> None:
+    """Takes back that a batch was begun which was not trained on: a Trainer that resumes begins it again."""
+    progress: Any = trainer.fit_loop.epoch_loop.batch_progress
+    if progress.total.processed == progress.total.ready:
+        return
+    for count in (progress.total, progress.current):
+        count.ready = count.started = count.processed
+    progress.is_last_batch = False
 
 
 def _let_validation_follow(saved: dict[str, Any]) -> None:

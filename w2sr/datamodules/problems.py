@@ -39,7 +39,7 @@ class ProblemDataModule(L.LightningDataModule):
         problems: name → file of training problems. The name is the source of rollouts and traces.
         shard: the share of `problems` that `predict` answers: `3/16` is the third of sixteen.
         validation: name → file of validation problems, for Pass@1 while training.
-        step_problems: problems of a round.
+        step_problems: problems of a round, at most as many as there are.
         curriculum: which problems are asked less often (see `Curriculum`).
         decontaminate: `fit` leaves out the problems that are in `benchmarks` or `validation`, or like one there (see
             `Overlap`; `{}` takes its defaults). Without it an equal problem stops the run.
@@ -101,6 +101,7 @@ class ProblemDataModule(L.LightningDataModule):
         self.train_problems = read.get("problems", [])
         if stage == "fit":
             self.train_problems = self._apart(self.train_problems)
+            check_enough(self.step_problems, len(self.train_problems))
             self.stream = ProblemStream(self.train_problems, self.seed, self.curriculum)
 
     def _load(self, files: Mapping[str, DataFile]) -> list[Problem]:
@@ -207,6 +208,15 @@ def _by_name(files: Mapping[str, Mapping[str, DataFile]]) -> dict[str, DataFile]
 
 def _verified(file: DataFile) -> str:
     return f"rules {', '.join(file.rules)}, kind {file.kind}, tolerance {file.tolerance}"
+
+
+def check_enough(step_problems: int, num_problems: int) -> None:
+    """Raises a ValueError where a round cannot ask as many problems as it should."""
+    if 0 < num_problems < step_problems:
+        raise ValueError(
+            f"data.step_problems={step_problems:,}: a round asks so many different problems, and data.problems has "
+            f"{num_problems:,} to train on. Set data.step_problems={num_problems} or lower, or add problems."
+        )
 
 
 def _refuse_leaks(problems: Sequence[Problem], held_out: Mapping[str, Sequence[Problem]]) -> None:

@@ -8,10 +8,14 @@ Legend: N groups of the round, G rollouts of a group.
 
 from __future__ import annotations
 
+import signal
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import nn
 
 from w2sr.chat import Chat
 from w2sr.curriculum import DynamicSampling, ProblemStream, is_dead
@@ -21,7 +25,9 @@ from w2sr.ranks import on_all_ranks
 from w2sr.rewards import Rewards, RewardTerm, score_groups
 from w2sr.rollouts import PolicyGenerator
 from w2sr.rollouts.freshness import check_rollouts
-from w2sr.types import Problem, RolloutGroup, Sampling
+from w2sr.runs import Stopped
+from w2sr.stops import STOP, strongest
+from w2sr.types import Problem, RolloutGroup, SampleRequest, Sampling
 from w2sr.verify import Verifier
 
 
@@ -63,6 +69,7 @@ class Collector:
     phases: Phases
     ranks: Any = None  # their process group
     _asked: Counter[str] = field(default_factory=Counter)
+    _has_told: bool = False
 
     def collect(
         self, problems: list[Problem], stream: ProblemStream, generator: PolicyGenerator, num_groups: int, number: int
@@ -71,7 +78,32 @@ class Collector:
 
         Where the bound of `dynamic` is met first, dead groups fill the round up: they count in its denominators, and
         have no gradient.
+
+        Raises:
+            Stopped: a stop is asked for. The stream is then where it was, so that the round can be asked again.
         """
+        before = stream.state_dict()
+        self._tell_if_few(stream, num_groups)
+        try:
+            return self._collect(problems, stream, generator, num_groups, number)
+        except Stopped:
+            stream.load_state_dict(before)
+            raise
+
+    def _tell_if_few(self, stream: ProblemStream, num_groups: int) -> None:
+        """Warns once where the curriculum leaves less than a round asks."""
+        if self._has_told or (num_wanted := stream.num_wanted()) >= num_groups:
+            return
+        self._has_told = True
+        rank_zero_warn(
+            f"data.curriculum (low={stream.curriculum.low:g}, high={stream.curriculum.high:g}) asks {num_wanted:,} of "
+            f"{len(stream.problem_ids):,} problems in every pass, and a round asks data.step_problems={num_groups:,}: "
+            "rounds ask some problems more than once. Widen the band, raise keep_frac, or lower data.step_problems."
+        )
+
+    def _collect(
+        self, problems: list[Problem], stream: ProblemStream, generator: PolicyGenerator, num_groups: int, number: int
+    ) -> Collected:
         self._asked = Counter()
         alive: list[tuple[RolloutGroup, Rewards]] = []
         dead: list[tuple[RolloutGroup, Rewards]] = []
@@ -101,23 +133,36 @@ class Collector:
             for start in range(self.rank, len(problems), self.world_size)
             for request in requests[start * self.group_size : (start + 1) * self.group_size]
         ]
-        with self.phases("rollouts"):
-            completions = list(generator.stream(own, self.sampling))
-        check_rollouts(completions, number, self.max_staleness)
-        with self.phases("verify"):
-            groups = verified_groups(mine, own, completions, self.verifiers)
-        scored: list[tuple[RolloutGroup, Rewards]] = []
-        refusal = None
-        with self.phases("rewards"):
-            try:
-                scored = [(group, score_groups([group], self.rewards)) for group in groups]
-            except ValueError as error:
-                refusal = error
-        with self.phases("wait"):  # where one rank's reward fails, all raise: none waits for the other
-            parts = on_all_ranks((scored, refusal and str(refusal)), self.ranks)
-        if refusals := [text for _, text in parts if text]:
+        scored, refusal, stop = self._score(mine, own, generator, number)
+        with self.phases("wait"):  # where one rank's reward fails, or one is to stop, all raise: none waits for it
+            parts = on_all_ranks((scored, refusal and str(refusal), stop), self.ranks)
+        if (stopped := strongest(stop for _, _, stop in parts)) is not None:
+            raise Stopped(stopped)
+        if refusals := [text for _, text, _ in parts if text]:
             raise ValueError(refusals[0]) from refusal
         return [parts[place % self.world_size][0][place // self.world_size] for place in range(len(problems))]
+
+    def _score(
+        self, problems: list[Problem], requests: list[SampleRequest], generator: PolicyGenerator, number: int
+    ) -> tuple[list[tuple[RolloutGroup, Rewards]], ValueError | None, signal.Signals | None]:
+        """This rank's groups with their rewards; the reward that was refused; the signal that ended the sampling.
+
+        It changes nothing that a checkpoint holds, so a stop need not wait for its end.
+        """
+        try:
+            with STOP.at_once():
+                with self.phases("rollouts"):
+                    completions = list(generator.stream(requests, self.sampling))
+                check_rollouts(completions, number, self.max_staleness)
+                with self.phases("verify"):
+                    groups = verified_groups(problems, requests, completions, self.verifiers)
+                with self.phases("rewards"):
+                    try:
+                        return [(group, score_groups([group], self.rewards)) for group in groups], None, None
+                    except ValueError as error:
+                        return [], error, None
+        except Stopped as stop:
+            return [], None, stop.signum
 
 
 def check_sampling(sampling: Sampling) -> None:
@@ -160,3 +205,26 @@ def check_positive(**values: int) -> None:
     for name, value in values.items():
         if value < 1:
             raise ValueError(f"model.{name}={value} must be at least 1.")
+
+
+def check_round(policy: nn.Module, minibatches: int, step_problems: int) -> None:
+    """Raises a ValueError for a round that cannot be trained on as it is sampled.
+
+    Some optimizer steps would have no group, or the policy has dropout: rollouts, old and reference log-probabilities
+    are of the policy without it, so the gradient would be that of another policy, and the ratio of two equal ones not 1.
+    """
+    if minibatches > step_problems:
+        raise ValueError(
+            f"model.minibatches={minibatches} divides the groups of a round, and data.step_problems={step_problems} "
+            f"gives {step_problems}: some optimizer steps would have none. Lower model.minibatches to {step_problems} "
+            "or less, or raise data.step_problems."
+        )
+    for name, module in policy.named_modules():
+        own = {"p": module.p} if isinstance(module, nn.Dropout) else vars(module)
+        for key, value in own.items():
+            if (key == "p" or "drop" in key or "jitter" in key) and isinstance(value, float) and value > 0:
+                raise ValueError(
+                    f"{type(module).__name__} {name!r} of the policy has {key}={value:g}: its passes of training would "
+                    "differ from the passes that sample rollouts and score them, by chance. Set model.lora.dropout=0; "
+                    "for one of the model itself, set it to 0 in the model's config.json."
+                )

@@ -10,6 +10,7 @@ import torch
 from w2sr.attention import Engine
 from w2sr.chat import Chat
 from w2sr.evaluation import evaluate
+from w2sr.modules.collect import check_positive
 from w2sr.modules.fsdp2 import sharding_of
 from w2sr.modules.students import place_policy
 from w2sr.policy import DTypeName, Policy
@@ -55,6 +56,7 @@ class EvalModule(L.LightningModule):
         learning_rates: dict[str, float] | None = None,
     ) -> None:
         super().__init__()
+        check_positive(num_slots=num_slots)
         self.student, self.teacher = student, teacher
         self.template, self.stop_token, self.instruction = template, stop_token, instruction
         self.dtype_name, self.attention, self.trust_remote_code = dtype, attention, trust_remote_code

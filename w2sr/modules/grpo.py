@@ -32,7 +32,7 @@ from w2sr.losses import Objective, policy_loss
 from w2sr.metrics import PassAtK
 from w2sr.modules.cards import grpo_card
 from w2sr.modules.checkpoints import check_same_student, student_identity, write_whole_checkpoints
-from w2sr.modules.collect import Collected, Collector, check_positive, check_room, check_sampling
+from w2sr.modules.collect import Collected, Collector, check_positive, check_room, check_round, check_sampling
 from w2sr.modules.fsdp2 import sharding_of
 from w2sr.modules.optimization import (
     OptimizerCallable,
@@ -150,16 +150,16 @@ class GRPOModule(L.LightningModule):
         self.advantage, self.objective = advantage, objective
         self.minibatches, self.passes, self.max_tokens = minibatches, passes, max_tokens
         self.reference, self.offload_reference, self.dead_rounds = reference, offload_reference, DeadRounds(dead_rounds)
-        check_positive(group_size=group_size, minibatches=minibatches, passes=passes, max_tokens=max_tokens)
+        counts = {"group_size": group_size, "minibatches": minibatches, "passes": passes, "max_tokens": max_tokens}
+        check_positive(**counts, num_slots=num_slots)
         check_sampling(self.rollouts)
         advantage.check(group_size)
         self.policy: Policy | None = None
         self.policy_version = self.num_trained_tokens = self.num_generated_tokens = 0
-        self.phases = Phases()
+        self.phases, self._open = Phases(), ExitStack()
         self.last_collected: Collected | None = None
         self.validation_records: list[EvalRecord] = []
         self._pass_at_k: PassAtK | None = None
-        self._open = ExitStack()
 
     @cached_property
     def chat(self) -> Chat:
@@ -208,6 +208,7 @@ class GRPOModule(L.LightningModule):
         policy, data = self._loaded(), cast(Any, self.trainer).datamodule
         rank_zero_info(f"Packed attention on {self.device}: {policy.engine()} (attention={self.attention}).")
         positions = getattr(policy.lm.config, "max_position_embeddings", None)
+        check_round(policy, self.minibatches, data.step_problems)
         check_room(data.train_problems, self.chat, self.rollouts, positions, self.max_tokens)
         self._seed = torch.initial_seed()
         self._reference = None

@@ -24,6 +24,7 @@ from w2sr.losses import sft_loss
 from w2sr.metrics import PassAtK
 from w2sr.modules.cards import sft_card
 from w2sr.modules.checkpoints import check_same_student, student_identity, write_whole_checkpoints
+from w2sr.modules.collect import check_positive
 from w2sr.modules.fsdp2 import sharding_of
 from w2sr.modules.optimization import (
     OptimizerCallable,
@@ -92,6 +93,7 @@ class SFTModule(L.LightningModule):
         num_slots: int = 128,
     ) -> None:
         super().__init__()
+        check_positive(num_slots=num_slots)
         self.automatic_optimization = False
         self.student, self.teacher = student, teacher
         self.template, self.stop_token = template, stop_token

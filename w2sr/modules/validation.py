@@ -12,6 +12,8 @@ from w2sr.chat import Chat
 from w2sr.evaluation import evaluate
 from w2sr.metrics import PassAtK
 from w2sr.rollouts import Generator
+from w2sr.runs import Stopped
+from w2sr.stops import STOP
 from w2sr.types import EvalRecord, ProblemBatch, Sampling
 from w2sr.verify import Verifier
 
@@ -27,9 +29,18 @@ def answer_validation(
     sampling: Sampling,
     metric: PassAtK,
 ) -> list[EvalRecord]:
-    """Samples the problems of a batch, adds them to the metric, and returns the records."""
+    """Samples the problems of a batch, adds them to the metric, and returns the records.
+
+    Where a stop is asked for, it returns at once, and the callback that asked ends validation on all ranks together.
+    """
     problems = [problem for problem, weight in zip(*batch, strict=True) if weight]
-    records = list(evaluate(problems, chat, generator, verifiers, sampling))
+    try:
+        with STOP.at_once():
+            records = list(evaluate(problems, chat, generator, verifiers, sampling))
+    except Stopped:
+        if STOP.asked is None:  # before training: nothing is to be saved
+            raise
+        return []
     solved = Counter(record.problem_id for record in records if record.correct)
     metric.update(
         [problem.problem_id for problem in problems],

@@ -18,7 +18,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from w2sr.attention import Engine, Layout, packed_layout, resolve_engine
 from w2sr.chat import Chat
 from w2sr.logprobs import summed_logprobs, token_logprobs, token_logprobs_and_entropies
-from w2sr.policy.adapters import LoRA
+from w2sr.policy.adapters import LoRA, table_of_its_own
 from w2sr.types import IGNORE_INDEX, PackedBatch
 
 if TYPE_CHECKING:
@@ -53,6 +53,7 @@ class Policy(nn.Module):
         # in a tuple, because a module attribute would register every weight a second time
         self._adapter: tuple[PeftModel] | None = None
         self.stop_row_E: nn.Parameter | None = None
+        self._row_embedding: tuple[Any, ...] = ()
         self._stop_token_id = -1
         self._adapters_are_off = False
 
@@ -173,12 +174,17 @@ class Policy(nn.Module):
         self.stop_row_E = nn.Parameter(torch.zeros_like(self._frozen_output_weight()[stop_token_id]))
         embedding = self.lm.get_input_embeddings()
         if embedding.weight is self._frozen_output_weight():
+            self._row_embedding = (table_of_its_own(cast(nn.Module, embedding)),)
             embedding.register_forward_hook(self._change_stop_row)
 
     def _change_stop_row(self, module: nn.Module, given: tuple[Tensor, ...], embedded: Tensor) -> Tensor:
+        """Embeds the stop token by its changed row, in the way of the model's own embedding (Gemma's is scaled)."""
         if (row_E := self._stop_row()) is None:
             return embedded
-        return embedded + (given[0] == self._stop_token_id)[..., None] * row_E.to(embedded.dtype)
+        frozen_E, (table,) = self._frozen_output_weight()[self._stop_token_id], self._row_embedding
+        table.weight = (frozen_E + row_E.to(frozen_E.dtype))[None]
+        changed_E = table.forward(torch.zeros((), dtype=torch.int64, device=frozen_E.device))
+        return torch.where((given[0] == self._stop_token_id)[..., None], changed_E.to(embedded.dtype), embedded)
 
     def _stop_row(self) -> Tensor | None:
         """The change of the stop token's row, where there is one and it is not switched off."""
@@ -229,7 +235,7 @@ class Policy(nn.Module):
         For engines that load weights again while they run, and may keep an old copy of one of two tied embeddings. The
         policy must be whole.
         """
-        state = self._merged_state()
+        state = dict(self.merged_weights(lambda weight: weight, untied=True))
         (name,) = [f"{name}.weight" for name, m in self.lm.named_modules() if m is self.lm.get_output_embeddings()]
         state[name] = state[name].clone()
         with self.untied():
@@ -276,22 +282,13 @@ class Policy(nn.Module):
             yield name.replace(".base_layer", ""), full
 
     def _merged_state(self) -> dict[str, Tensor]:
-        """The weights under the model's own names, adapters merged in."""
+        """The weights under the model's own names, adapters merged in; tied ones once.
+
+        Those of the policy stay as they are: peft merges in place, and what it subtracts again is not what it added.
+        """
         if self._adapter is None:
             return dict(self.lm.state_dict())
-        (adapter,) = self._adapter
-        cast(Any, adapter).merge_adapter()
-        state = {
-            # only what unmerging changes again is copied: a copy of a tied weight would be stored a second time
-            name.replace(".base_layer", ""): weight.clone() if ".base_layer" in name else weight
-            for name, weight in self.lm.state_dict().items()
-            if "lora_" not in name
-        }
-        cast(Any, adapter).unmerge_adapter()
-        frozen, changed = self._frozen_output_weight(), self._output_weight().detach()
-        # under both names where the embeddings are tied, so that they are stored as one
-        names = [name for name, weight in self.lm.named_parameters(remove_duplicate=False) if weight is frozen]
-        return {**state, **dict.fromkeys(names, changed)}
+        return dict(self.merged_weights(lambda weight: weight))
 
     def _frozen_output_weight(self) -> Tensor:
         return cast(Tensor, self.lm.get_output_embeddings().weight)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
@@ -26,6 +26,7 @@ from w2sr.rollouts.lockstep import Lockstep
 from w2sr.rollouts.protocol import Generator, PolicyGenerator, RolloutEngine
 from w2sr.rollouts.sampling import choose_tokens, noise_key, sampled_logprobs, uniforms
 from w2sr.rollouts.stop_text import StopText
+from w2sr.stops import STOP
 from w2sr.types import Completion, FinishReason, PackedBatch, SampleRequest, Sampling
 
 REFILL_FRAC = 1 / 8
@@ -94,6 +95,8 @@ class EmbeddedGenerator:
     ) -> None:
         if not stop_token_ids:
             raise ValueError("a generator needs at least one stop token id; without one no completion would end")
+        if num_slots < 1:
+            raise ValueError(f"num_slots={num_slots} must be at least 1: so many sequences decode together.")
         self.policy = policy
         self.stop_token_ids = np.array(sorted(stop_token_ids))
         self.decode = decode
@@ -123,7 +126,8 @@ class EmbeddedGenerator:
         was_training = self.policy.training
         self.policy.eval()
         try:
-            yield from self._run(_Slots(self, capacity, num_slots, sampling), requests, ranks)
+            with STOP.at_once(False) if ranks.together else nullcontext():  # they stop together
+                yield from self._run(_Slots(self, capacity, num_slots, sampling), requests, ranks)
         finally:
             self.policy.train(was_training)
 

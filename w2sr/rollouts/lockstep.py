@@ -11,7 +11,9 @@ from w2sr.attention import packed_layout
 from w2sr.packing import boundaries
 from w2sr.policy import Policy
 from w2sr.rollouts.protocol import check_positions
+from w2sr.runs import Stopped
 from w2sr.sharding import is_sharded
+from w2sr.stops import SIGNALS, STOP
 from w2sr.types import PackedBatch, SampleRequest, Sampling
 
 
@@ -28,12 +30,16 @@ class Lockstep:
         self.policy, self.together = policy, is_sharded(policy)
 
     def anybody(self, busy: bool) -> bool:
-        """Whether any rank is busy. One number is exchanged."""
+        """Whether any rank is busy. Two numbers are exchanged. Raises `Stopped` on all ranks once one is to stop."""
         if not self.together:
             return busy
-        flag = torch.tensor(int(busy), device=self.policy.device)
-        torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX)
-        return bool(flag)
+        mine = -1 if STOP.asked is None else SIGNALS.index(STOP.asked)
+        flags = torch.tensor([int(busy), mine], device=self.policy.device)
+        torch.distributed.all_reduce(flags, torch.distributed.ReduceOp.MAX)
+        anybody_busy, asked = flags.tolist()
+        if asked >= 0:
+            raise Stopped(SIGNALS[asked])
+        return bool(anybody_busy)
 
     @torch.no_grad()
     def accompany(self) -> None:

@@ -29,8 +29,10 @@ from w2sr.weight_files import write_weights
 MERGED_ATOL = {torch.float32: 1e-3, torch.bfloat16: 0.25}
 """Nats by which log-probabilities may differ where adapters were merged: products are then rounded at other places, and
 in bfloat16 to 8 bits. Without adapters they are equal."""
-NUM_PROBED = 16
-"""Tokens on which the two are compared, spread over the vocabulary."""
+NUM_SPREAD = 16
+"""Tokens of the probe beside the special ones."""
+PROBE_TOKENS = 32
+"""Of a segment of the probe; models have more positions."""
 
 
 @dataclass(frozen=True)
@@ -137,10 +139,12 @@ def _chosen(source: Path) -> Path:
 
 
 def _checked(checkpoint: Checkpoint, chat: Chat, folder: Path) -> str:
-    """Compares the two on a few tokens. Raises a ValueError, and leaves nothing, where they differ."""
-    ids = np.arange(NUM_PROBED + 1, dtype=np.int64) * chat.vocab_size // (NUM_PROBED + 1)
-    row = pack_row([Segment("probe", ids, np.append(ids[1:], IGNORE_INDEX))])
-    expected = _logprobs(_filled(checkpoint, chat), row)
+    """Compares the two on some tokens. Raises a ValueError, and leaves nothing, where they differ."""
+    policy = _filled(checkpoint, chat)
+    ids = probed_ids(chat, policy.vocab_size)
+    row = _probe(ids)
+    expected = _logprobs(policy, row)
+    del policy
     dtype = checkpoint.settings.get("dtype", "float32")
     trusted = bool(checkpoint.settings.get("trust_remote_code"))
     found = _logprobs(load_policy(folder, dtype=dtype, trust_remote_code=trusted), row)
@@ -153,7 +157,22 @@ def _checked(checkpoint: Checkpoint, chat: Chat, folder: Path) -> str:
             f"(at most {limit:.2g} is rounding). Nothing is left of it. transformers stores this model's weights under "
             "other names than it has in memory, or in another form."
         )
-    return f"log-probabilities of {NUM_PROBED} tokens agree within {apart:.2g} nats"
+    return f"log-probabilities of {len(ids)} tokens agree within {apart:.2g} nats"
+
+
+def probed_ids(chat: Chat, num_rows: int) -> np.ndarray:
+    """The tokens on which the two are compared: NUM_SPREAD over the vocabulary, all that end a completion or are
+    special, the last of the tokenizer and the last row of the embedding. Each once, in an order that mixes them."""
+    special = [*chat.stop_token_ids, *chat.tokenizer.all_special_ids, *chat.tokenizer.get_added_vocab().values()]
+    ids = {*(np.arange(NUM_SPREAD) * num_rows // NUM_SPREAD).tolist(), *special, chat.vocab_size - 1, num_rows - 1}
+    return np.random.default_rng(0).permutation(sorted(ids))
+
+
+def _probe(ids: np.ndarray) -> PackedBatch:
+    """Segments of PROBE_TOKENS in which each token is read, and is the label of another one."""
+    parts = np.array_split(ids, -(-len(ids) // PROBE_TOKENS))
+    whole = [np.append(part, part[0]) for part in parts]
+    return pack_row([Segment("probe", part, np.append(part[1:], IGNORE_INDEX)) for part in whole])
 
 
 def _filled(checkpoint: Checkpoint, chat: Chat) -> Policy:
