@@ -5,13 +5,17 @@ from __future__ import annotations
 import hashlib
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
 
 from w2sr.rows import (
+    MEDIA,
     BadRows,
+    Data,
     OnBadRow,
     Row,
+    Where,
+    as_answer,
+    as_prose,
     as_text,
     cell,
     check_fields,
@@ -20,6 +24,7 @@ from w2sr.rows import (
     derived_id,
     problem_hash,
     read_rows,
+    refuse_media,
 )
 from w2sr.types import Problem
 
@@ -31,7 +36,6 @@ LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _LABEL = re.compile(r"\(?([A-Z])[).:]\s*")
 _LABEL_INSIDE = re.compile(r"(?<!\S)\(?([A-Z])[).](?=\s)")
 
-Data = str | Path | Sequence[Mapping[str, object]]
 Columns = Mapping[str, str | Sequence[str]]
 """Field to column; `incorrect` to several columns."""
 
@@ -41,9 +45,10 @@ def read_problems(
     columns: Mapping[str, str] | None = None,
     *,
     source: str | None = None,
+    where: Where | None = None,
     on_bad_row: OnBadRow = "error",
 ) -> list[Problem]:
-    """Reads problems from .jsonl(.gz), .csv or .parquet, or from rows already in memory.
+    """Reads problems from a file (see `w2sr.rows.SUFFIXES`), or from rows already in memory.
 
     Args:
         data: a path, or rows as mappings.
@@ -51,9 +56,10 @@ def read_problems(
             mapped is looked for under its own name; only `problem` and `reference_answer` must be found. Without
             `problem_id` the id is made of the source and a hash of the problem.
         source: short for `columns.source: "=..."`, and wins over a column that happens to be called `source`.
+        where: a filter of rows (see `w2sr.rows.read_rows`).
         on_bad_row: `error` names file and line; `skip` leaves the row out and counts it in a warning. A boolean
-            reference answer is read as `true` or `false`. An empty one is not a bad row: whether it can be used is for
-            the verifier to say.
+            reference answer is read as `true` or `false`, and a list of equal ones as one. An empty one is not a bad
+            row: whether it can be used is for the verifier to say. A row with a picture is bad.
 
     Raises:
         ValueError: an empty or damaged file, a column that is not there, a bad row, an id that is there twice.
@@ -62,7 +68,7 @@ def read_problems(
     specs = _with_source(columns or {}, source, FIELDS)
     bad = BadRows(on_bad_row)
     problems: dict[str, Problem] = {}
-    for row in _read(data, specs, bad, required):
+    for row in _read(data, specs, bad, required, where):
         try:
             gold = _text(row, specs, "reference_answer")
             _add(problems, _problem(row, specs, _text(row, specs, "problem"), gold))
@@ -78,6 +84,7 @@ def read_choice_problems(
     *,
     seed: int | None,
     source: str | None = None,
+    where: Where | None = None,
     on_bad_row: OnBadRow = "error",
 ) -> list[Problem]:
     """Reads multiple-choice problems; options are shuffled into the problem, the reference answer is "B) its text".
@@ -95,7 +102,7 @@ def read_choice_problems(
             or one text "A) ... B) ...". Labels such as "A) " are taken off where every option of a row bears its own.
         seed: of the shuffle, which depends on it and the problem's id alone. None keeps the file's order, which a file
             in the first form has not. Options that speak of others by letter ("both A and B") need None.
-        source, on_bad_row: as in `read_problems`.
+        source, where, on_bad_row: as in `read_problems`.
 
     Raises:
         ValueError: as `read_problems`, and where options or gold cannot be used.
@@ -116,7 +123,7 @@ def read_choice_problems(
     columns = _with_source(columns, source, CHOICE_FIELDS)
     bad = BadRows(on_bad_row)
     problems: dict[str, Problem] = {}
-    for row in _read(data, columns, bad, ("problem", "source")):
+    for row in _read(data, columns, bad, ("problem", "source"), where):
         try:
             bare = _problem(row, columns, _text(row, columns, "problem"), "")
             options, gold = _options(row, columns)
@@ -160,11 +167,11 @@ def _with_source(columns: Columns, source: str | None, fields: Sequence[str]) ->
     return {**columns, "source": f"={source}"}
 
 
-def _read(data: Data, columns: Columns, bad: BadRows, required: Sequence[str]) -> list[Row]:
+def _read(data: Data, columns: Columns, bad: BadRows, required: Sequence[str], where: Where | None) -> Iterator[Row]:
     mapped = [name for spec in columns.values() for name in ([spec] if isinstance(spec, str) else spec)]
     own = [field for field in required if field not in columns]
     optional = [field for field in ("problem_id", "stratum") if field not in columns]
-    return read_rows(data, [*column_names(mapped), *own], bad, optional=optional)
+    return read_rows(data, [*column_names(mapped), *own], bad, optional=[*optional, *MEDIA], where=where)
 
 
 def _value(row: Row, columns: Columns, field: str) -> object:
@@ -172,11 +179,9 @@ def _value(row: Row, columns: Columns, field: str) -> object:
 
 
 def _text(row: Row, columns: Columns, field: str) -> str:
-    value = _value(row, columns, field)
-    if field == "reference_answer" and isinstance(value, bool):
-        return "true" if value else "false"
+    convert = {"reference_answer": as_answer, "correct": as_answer, "problem": as_prose}.get(field, as_text)
     try:
-        return as_text(value).strip()
+        return convert(_value(row, columns, field)).strip()
     except ValueError as error:
         raise ValueError(f"{field} (column {columns.get(field, field)!r}) {error}") from error
 
@@ -184,6 +189,7 @@ def _text(row: Row, columns: Columns, field: str) -> str:
 def _problem(row: Row, columns: Columns, problem: str, reference_answer: str) -> Problem:
     if not problem:
         raise ValueError("the problem is empty")
+    refuse_media(row, {str(spec) for spec in columns.values()})
     source = _text(row, columns, "source")
     given = {f: _text(row, columns, f) for f in ("problem_id", "stratum") if _value(row, columns, f) is not None}
     return Problem(

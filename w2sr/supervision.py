@@ -23,13 +23,13 @@ variant.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
+from w2sr.rows import parse_spans
 from w2sr.types import IGNORE_INDEX, Segment, Trace
 from w2sr.verify.extraction import NamedRule, Span, extract, parse_rules
 
@@ -103,18 +103,10 @@ def no_loss_spans(trace: Trace) -> tuple[Span, ...]:
     Raises:
         ValueError: it is not a JSON list of [start, end] within the completion.
     """
-    if not trace.no_loss_spans:
-        return ()
     try:
-        spans = json.loads(trace.no_loss_spans)
-        assert isinstance(spans, list)
-        for start, end in spans:
-            assert type(start) is type(end) is int and 0 <= start <= end <= len(trace.completion)
-    except (ValueError, TypeError, AssertionError, RecursionError) as error:
-        raise ValueError(
-            f"Trace {trace.trace_id!r}: no_loss_spans={trace.no_loss_spans[:80]!r} must be JSON such as [[0, 12]], "
-            f"spans of the completion's {len(trace.completion):,} characters. Correct it, or leave it empty."
-        ) from error
+        spans = parse_spans(trace.no_loss_spans, len(trace.completion))
+    except ValueError as error:
+        raise ValueError(f"Trace {trace.trace_id!r}: {error}.") from error
     return tuple((start, end) for start, end in spans if start < end)
 
 

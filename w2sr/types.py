@@ -229,13 +229,17 @@ class Tolerance:
             )
 
 
+WhereValue = str | int | float | bool | None
+"""A value that `DataFile.where` compares a cell with."""
+
+
 @dataclass(frozen=True)
 class DataFile:
     """Where rows come from, and how they are read and graded.
 
     Attributes:
-        path: a file (.jsonl, .jsonl.gz, .json, .csv, .parquet), a trace store, a directory of `save_to_disk`, or a
-            hub name such as `openai/gsm8k`.
+        path: a file (.jsonl, .json, .csv, .tsv, .parquet, each also with .gz), a trace store, a directory of
+            `save_to_disk`, or a hub name such as `openai/gsm8k`.
         columns: our field → the file's column (`=text` for a constant). None where the file uses our field names.
         format: of traces: `columns` as they are mapped; `alpaca` with instruction, input and output; `sharegpt` with
             conversations of {from, value}; `openai` with messages of {role, content}. See `w2sr.traces.formats`.
@@ -244,7 +248,8 @@ class DataFile:
         kind: how an extracted answer is compared: `math`; `exact` text; `choice` of an option; `yes_no`; `number` with
             a tolerance; `logic` (who is what, or what comes before what).
         tolerance: of `kind: number`.
-        split: split of a hub data set, or of a saved one that has several.
+        where: a filter of rows: column → the value that it must have, or a list of values.
+        split: split of a hub data set, or of a saved one that has several; None is `test`.
         config: configuration of a hub data set.
         limit: use only the first rows.
         choices: the rows hold multiple-choice options in columns of their own; they are shuffled. Needs `kind: choice`.
@@ -255,7 +260,7 @@ class DataFile:
     columns: dict[str, str | list[str]] | None = None
     rules: tuple[str, ...] = ("boxed",)
     kind: Kind = "math"
-    split: str = "test"
+    split: str | None = None
     config: str | None = None
     limit: int | None = None
     choices: bool = False
@@ -263,6 +268,7 @@ class DataFile:
     format: RowFormat = "columns"
     stop_text: tuple[str, ...] = ()
     tolerance: Tolerance = Tolerance()
+    where: dict[str, WhereValue | list[WhereValue]] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -152,7 +152,7 @@ def test_one_grading_alone_and_a_tolerance(tmp_path: Path, capsys: pytest.Captur
     ("arguments", "message"),
     [
         (["nowhere"], "nowhere does not exist"),
-        (["STORE", "--columns", "problem"], "--columns problem has no '='"),
+        (["STORE", "--columns", "problem"], "--columns 'problem' is not FIELD=COLUMN"),
         (["STORE", "--rules", "boxd"], "Did you mean boxed"),
         (["STORE", "--columns", "problem=q"], "is a trace store. Remove columns"),
     ],

@@ -88,7 +88,7 @@ def test_wrong_mappings_are_refused_with_a_hint(tmp_path: Path) -> None:
         ({**ROW, "gold": None}, "reference_answer .*null or absent"),
         ({key: value for key, value in ROW.items() if key != "response"}, "completion .*null or absent"),
         ({**ROW, "question": " "}, "the problem is empty"),
-        ({**ROW, "gold": True}, "reference_answer .*is True, not text"),
+        ({**ROW, "gold": {"value": 2}}, "reference_answer .*is {'value': 2}, not text"),
         (b'{"question": "?", "response": "half \\ud83d", "gold": "1"}', "half of a surrogate pair"),
         ({**ROW, "done": "abort"}, "finish_reason .*'abort'"),
         ({**ROW, "n": 5.5}, "num_tokens .*5.5, not a whole number"),

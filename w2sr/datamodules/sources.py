@@ -14,12 +14,14 @@ from torch.utils.data import DataLoader
 from w2sr.corruption import Corruption, corrupt_traces
 from w2sr.locations import locate
 from w2sr.problems import read_choice_problems, read_problems
-from w2sr.rows import SUFFIXES, OnBadRow
+from w2sr.rows import SUFFIXES, Data, OnBadRow
 from w2sr.traces import is_store, read_traces
 from w2sr.types import DataFile, Kind, Problem, ProblemBatch, Tolerance, Trace
 from w2sr.verify import Verifier, extract, parse_rules, usable_references
 
 OnBadReference = Literal["error", "skip"]
+
+DEFAULT_SPLIT = "test"
 
 
 def load_problems(
@@ -39,6 +41,11 @@ def load_problems(
     """
     if file.format != "columns" or file.stop_text:
         raise ValueError(f"{file.path}: format and stop_text are for traces; problems have columns. Remove them here.")
+    if file.choices and file.reference_rule:
+        raise ValueError(
+            f"{file.path}: reference_rule finds an answer in a solution, and with choices: true the reference is an "
+            "option. Remove reference_rule."
+        )
     rows = _data(file)
     if file.choices and file.kind != "choice":
         raise ValueError(
@@ -46,17 +53,36 @@ def load_problems(
             f"{file.kind}. Set kind: choice."
         )
     if file.choices:
-        problems = read_choice_problems(rows, file.columns or {}, seed=seed, source=name, on_bad_row=on_bad_row)
+        problems = read_choice_problems(
+            rows, file.columns or {}, seed=seed, source=name, where=file.where, on_bad_row=on_bad_row
+        )
     else:
-        problems = read_problems(rows, _plain_columns(file), source=name, on_bad_row=on_bad_row)
+        problems = read_problems(rows, _plain_columns(file), source=name, where=file.where, on_bad_row=on_bad_row)
     problems = problems[: file.limit]
     if file.reference_rule:
-        rule = parse_rules([file.reference_rule])
-        problems = [p._replace(reference_answer=extract(p.reference_answer, rule).answer or "") for p in problems]
+        found = found_references([p.reference_answer for p in problems], file.reference_rule, on_bad_reference)
+        problems = [p._replace(reference_answer=text) for p, text in zip(problems, found, strict=True)]
     problems, complaints = usable_references(problems, verifier, on_bad_reference)
     for complaint in complaints:
         rank_zero_info(f"{name}: skipped {complaint}")
     return problems
+
+
+def found_references(references: Sequence[str], rule: str, on_bad_reference: OnBadReference) -> list[str]:
+    """The answer that the rule finds in each reference, or "" where it finds none, which no verifier can use.
+
+    Raises:
+        ValueError: `on_bad_reference` is "error" and there is a reference in which the rule finds nothing.
+    """
+    rules = parse_rules([rule])
+    by_text = {text: extract(text, rules).answer for text in dict.fromkeys(references)}
+    without = [text for text in references if by_text[text] is None]
+    if without and on_bad_reference == "error":
+        raise ValueError(
+            f"reference_rule {rule} finds no answer in {len(without):,} of {len(references):,} reference answers, the "
+            f"first: {without[0][-80:]!r}. Name the rule that does, or set on_bad_reference=skip to leave them out."
+        )
+    return [by_text[text] or "" for text in references]
 
 
 def _plain_columns(file: DataFile) -> dict[str, str] | None:
@@ -69,14 +95,31 @@ def _plain_columns(file: DataFile) -> dict[str, str] | None:
     return {field: str(spec) for field, spec in file.columns.items()}
 
 
-def _data(file: DataFile) -> Path | list[Mapping[str, object]]:
-    """A path that the readers know (a file, a trace store), or the rows of a saved or hub data set."""
+def _data(file: DataFile) -> Data:
+    """A path that the readers know (a file, a trace store), or the rows of a saved or hub data set.
+
+    Raises:
+        ValueError: there is no such data, or the file has a key that another kind of data has.
+    """
     path = locate(file.path)
-    if path.is_file() or is_store(path):
+    store = is_store(path)
+    if store and (file.reference_rule or file.where):
+        raise ValueError(
+            f"{file.path} is a trace store, whose reference answers are final and whose rows are all read. Remove "
+            "reference_rule and where."
+        )
+    has_splits = path.is_dir() and not store
+    if path.exists() and (file.config is not None or (file.split is not None and not has_splits)):
+        raise ValueError(
+            f"{file.path} lies on this machine and has no configurations, and only a directory of save_to_disk has "
+            f"splits; config is {file.config}, split is {file.split}. Remove them."
+        )
+    if path.is_file() or store:
         return path
     if path.is_dir():
         return _saved_rows(path, file.split)
-    if path.name.endswith((*SUFFIXES, ".gz")) or file.path.count("/") != 1:
+    named_file = any(file.path.removesuffix(".gz").endswith(suffix) for suffix in SUFFIXES)
+    if named_file or file.path.endswith(".gz") or file.path.count("/") != 1:
         raise ValueError(
             f"there is no data file '{file.path}' (working directory {Path.cwd()}), and it is no hub name of the form "
             "organisation/dataset. Give a file that is there, or such a name."
@@ -84,7 +127,7 @@ def _data(file: DataFile) -> Path | list[Mapping[str, object]]:
     return _hub_rows(file)
 
 
-def _saved_rows(folder: Path, split: str) -> list[Mapping[str, object]]:
+def _saved_rows(folder: Path, split: str | None) -> Data:
     """The rows of a directory that `datasets` wrote with `save_to_disk`: one data set, or one for each split."""
     if not any((folder / name).is_file() for name in ("state.json", "dataset_dict.json")):
         raise ValueError(
@@ -95,21 +138,25 @@ def _saved_rows(folder: Path, split: str) -> list[Mapping[str, object]]:
 
     saved = load_from_disk(str(folder))
     if not isinstance(saved, DatasetDict):
-        return list(saved)
+        if split is not None:
+            raise ValueError(f"{folder} is one data set without splits, and split is '{split}'. Remove it.")
+        return saved
+    split = split or DEFAULT_SPLIT
     if split not in saved:
         raise ValueError(f"{folder} has no split '{split}'; it has {', '.join(saved)}. Set split to one of them.")
-    return list(saved[split])
+    return saved[split]
 
 
-def _hub_rows(file: DataFile) -> list[Mapping[str, object]]:
+def _hub_rows(file: DataFile) -> Data:
     """The rows of a hub data set. `datasets` is imported here, because importing it takes a second."""
     from datasets import load_dataset
 
+    split = file.split or DEFAULT_SPLIT
     try:
-        return list(load_dataset(file.path, file.config, split=file.split))
+        return load_dataset(file.path, file.config, split=split)
     except (ConnectionError, OSError) as error:
         raise ConnectionError(
-            f"the hub data set '{file.path}' (config {file.config}, split {file.split}) is not in the local cache and "
+            f"the hub data set '{file.path}' (config {file.config}, split {split}) is not in the local cache and "
             f"the hub cannot be reached ({type(error).__name__}). Connect, or give the path of a local copy."
         ) from error
 
@@ -137,10 +184,7 @@ def load_traces(
     """
     traces: list[Trace] = []
     for file in files:
-        read, num_skipped = read_traces(
-            _data(file), _plain_columns(file), format=file.format, stop_text=file.stop_text, on_bad_row=on_bad_row
-        )
-        read = read[: file.limit]
+        read, num_skipped = _read_file(file, on_bad_row, on_bad_reference)
         if corruption is not None:
             read, report = corrupt_traces(read, corruption, file.rules)
             rank_zero_info(f"{file.path}: {report}")
@@ -152,6 +196,30 @@ def load_traces(
         )
         traces += judged
     return traces
+
+
+def _read_file(file: DataFile, on_bad_row: OnBadRow, on_bad_reference: OnBadReference) -> tuple[list[Trace], int]:
+    """The first traces of a file, as many as its limit says, and how many rows were skipped."""
+    if file.choices:
+        raise ValueError(f"{file.path}: choices: true is for problems; a trace has its options already. Remove it.")
+    read, num_skipped = read_traces(
+        _data(file),
+        _plain_columns(file),
+        format=file.format,
+        stop_text=file.stop_text,
+        where=file.where,
+        on_bad_row=on_bad_row,
+    )
+    read = read[: file.limit]
+    if file.reference_rule:
+        read = by_reference_rule(read, file.reference_rule, on_bad_reference)
+    return read, num_skipped
+
+
+def by_reference_rule(traces: Sequence[Trace], rule: str, on_bad_reference: OnBadReference) -> list[Trace]:
+    """The traces with the answers that the rule finds in their reference answers (see `found_references`)."""
+    found = found_references([trace.reference_answer for trace in traces], rule, on_bad_reference)
+    return [replace(trace, reference_answer=text) for trace, text in zip(traces, found, strict=True)]
 
 
 def verify_by_rules(
@@ -185,7 +253,9 @@ def verify_traces(
         for trace in traces
         if not trace.verdict
     }
-    good, _ = usable_references(references.values(), verifier, on_bad_reference)
+    good, complaints = usable_references(references.values(), verifier, on_bad_reference)
+    for complaint in complaints:
+        rank_zero_info(f"skipped {complaint}")
     usable = {problem.problem_id for problem in good} | {trace.problem_id for trace in traces if trace.verdict}
     kept = [trace for trace in traces if trace.problem_id in usable]
     bare = [trace for trace in kept if not trace.verdict]

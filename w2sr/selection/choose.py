@@ -109,6 +109,7 @@ def _ordered(traces: Iterable[Trace]) -> list[Trace]:
         if trace.trace_id == following.trace_id:
             raise ValueError(
                 f"Trace {trace.trace_id!r} was given twice (sources {trace.source!r}, {following.source!r}). Ids must "
-                "be unique: leave one out, or map a problem_id or teacher that tells them apart."
+                "be unique: leave one out, or map a problem_id or teacher that tells them apart. Where one teacher's "
+                "samples lie in several files, number them through: map sample_index."
             )
     return ordered

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from w2sr.rows import as_text
+from w2sr.rows import as_prose
 
 Cells = Mapping[str, object]
 
@@ -118,7 +118,7 @@ def _joined(content: object) -> object:
 
 def _named_text(what: str, value: object) -> str:
     try:
-        return as_text(value)
+        return as_prose(value)
     except ValueError as error:
         raise ValueError(f"{what} {error}") from error
 

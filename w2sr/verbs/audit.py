@@ -10,9 +10,8 @@ from typing import NamedTuple, get_args
 
 from w2sr import audit
 from w2sr.audit import Grading
-from w2sr.locations import locate
-from w2sr.traces import read_traces
-from w2sr.types import Kind, RowFormat, Tolerance, Trace, VerdictLabel
+from w2sr.types import Kind, Tolerance, Trace, VerdictLabel
+from w2sr.verbs.entry import add_entry_options, both, read_entry
 from w2sr.verify import Verifier
 
 LABELS = (*get_args(VerdictLabel), audit.BAD_REFERENCE)
@@ -32,13 +31,12 @@ class Entry(NamedTuple):
 def main(argv: Sequence[str]) -> None:
     """`audit TRACES`: prints the disagreements, the suspects and what cannot be graded."""
     args = _arguments(argv)
-    traces, num_skipped = read_traces(
-        locate(args.traces),
-        _columns(args.columns),
-        format=args.format,
-        stop_text=args.stop_text,
-        on_bad_row=args.on_bad_row,
-    )
+    if args.tolerance and "number" not in (args.kind, args.against_kind):
+        raise ValueError(
+            f"--tolerance {args.tolerance} is for kind number. Add --kind number or --against-kind number, or remove "
+            "it."
+        )
+    traces, num_skipped = read_entry(args.traces, args, "skip")
     page = _Page(args.markdown)
     page.heading(f"Audit of {args.traces}: {len(traces):,} traces, {len({t.problem_id for t in traces}):,} problems")
     if num_skipped:
@@ -64,41 +62,25 @@ def main(argv: Sequence[str]) -> None:
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="audit", description=DESCRIPTION)
     parser.add_argument("traces", metavar="TRACES", help="a trace store, or a file of traces")
+    add_entry_options(parser)
     parser.add_argument("--rules", nargs="+", metavar="RULE", help="extraction rules of the first grading")
-    parser.add_argument("--kind", choices=get_args(Kind), help="its kind of comparison")
-    parser.add_argument(*_both("--against-rules"), nargs="+", metavar="RULE", help="likewise of the second")
-    parser.add_argument(*_both("--against-kind"), choices=get_args(Kind))
-    parser.add_argument(
-        "--tolerance", nargs=2, type=float, default=(0.0, 0.0), metavar=("ABSOLUTE", "RELATIVE"), help="of kind number"
-    )
-    parser.add_argument(*_both("--prompt-opens-think"), action="store_true", help="the prompt ended with <think>")
-    parser.add_argument(*_both("--timeout-s"), type=float, default=5.0, help="seconds for one answer (5)")
-    parser.add_argument("--columns", nargs="+", default=(), metavar="FIELD=COLUMN", help="of a file that others wrote")
-    parser.add_argument("--format", choices=get_args(RowFormat), default="columns")
-    parser.add_argument(*_both("--stop-text"), nargs="+", default=(), metavar="TEXT")
-    parser.add_argument(*_both("--on-bad-row"), choices=("error", "skip"), default="error")
+    parser.add_argument(*both("--against-rules"), nargs="+", metavar="RULE", help="likewise of the second")
+    parser.add_argument(*both("--against-kind"), choices=get_args(Kind), help="likewise --kind of the second")
+    parser.add_argument(*both("--prompt-opens-think"), action="store_true", help="the prompt ended with <think>")
+    parser.add_argument(*both("--timeout-s"), type=float, default=5.0, help="seconds for one answer (5)")
     parser.add_argument("--limit", type=int, default=5, help="examples under each heading (5)")
     parser.add_argument("--markdown", action="store_true")
     return parser.parse_args(argv)
 
 
-def _both(flag: str) -> tuple[str, str]:
-    """The flag with hyphens, and with underscores as the other verbs spell theirs."""
-    return flag, "--" + flag[2:].replace("-", "_")
-
-
-def _columns(pairs: Sequence[str]) -> dict[str, str] | None:
-    for pair in pairs:
-        if "=" not in pair:
-            raise ValueError(f"--columns {pair} has no '='; write FIELD=COLUMN, for example completion=response.")
-    return dict(pair.split("=", 1) for pair in pairs) or None
-
-
 def _verifier(args: argparse.Namespace, rules: Sequence[str] | None, kind: Kind | None) -> Verifier:
-    kind = kind or "math"
-    tolerance = Tolerance(*args.tolerance) if kind == "number" else Tolerance()
+    tolerance = Tolerance(*args.tolerance) if args.tolerance and kind == "number" else Tolerance()
     return Verifier(
-        rules or ["boxed"], kind, args.timeout_s, prompt_opens_think=args.prompt_opens_think, tolerance=tolerance
+        rules or ["boxed"],
+        kind or "math",
+        args.timeout_s,
+        prompt_opens_think=args.prompt_opens_think,
+        tolerance=tolerance,
     )
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from w2sr.decontaminate import Overlap, decontaminate
-from w2sr.rows import BadRows, as_text, read_rows
+from w2sr.rows import BadRows, Row, as_text, read_rows
 from w2sr.traces import is_store, read_store
 from w2sr.types import Problem
 
@@ -18,7 +18,7 @@ def main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(
         prog="decontaminate",
         description="Compares training problems with benchmark problems: equal texts, and shared n-grams of words. "
-        "TRAIN and FILE are .jsonl, .jsonl.gz, .json, .csv or .parquet, or trace stores.",
+        "TRAIN and FILE are .jsonl, .json, .csv, .tsv or .parquet, each also with .gz, or trace stores.",
     )
     parser.add_argument("train", type=Path, metavar="TRAIN")
     parser.add_argument("--against", type=Path, nargs="+", required=True, metavar="FILE", help="benchmarks")
@@ -51,8 +51,15 @@ def _problems(path: Path, column: str) -> list[Problem]:
         texts = {trace.problem_id: trace.problem for trace in read_store(path)}
     else:
         rows = read_rows(path, [column], BadRows("error"))
-        texts = {row.where: as_text(row.cells.get(column, "")) for row in rows}
+        texts = {row.where: _text(row, column) for row in rows}
     return [Problem(place, str(path), text, "") for place, text in texts.items()]
+
+
+def _text(row: Row, column: str) -> str:
+    try:
+        return as_text(row.cells.get(column, ""))
+    except ValueError as error:
+        raise ValueError(f"{row.where}: column {column!r} {error}.") from error
 
 
 def _lines(train: Path, kept: Sequence[str]) -> bytes:

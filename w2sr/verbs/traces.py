@@ -7,20 +7,19 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from math import isnan
 from pathlib import Path
-from typing import get_args
 
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from w2sr.locations import locate
-from w2sr.rows import OnBadRow, printable
+from w2sr.rows import printable
 from w2sr.selection import GateRow
 from w2sr.trace_page import render_page
 from w2sr.trace_summary import VERDICTS, Lengths, TraceSummary, stratified_sample, summarize
-from w2sr.traces import is_store, read_traces
-from w2sr.types import Keep, RowFormat, Trace
-from w2sr.verify import Verifier
+from w2sr.traces import is_store
+from w2sr.types import Keep, Trace
+from w2sr.verbs.entry import add_entry_options, both, entry_verifier, read_entry
 
 MAX_WIDTH = 100
 MAX_ROWS = 12
@@ -37,6 +36,10 @@ def main(argv: Sequence[str]) -> None:
         _check_out(args.out, locate(args.store))
     if args.limit is not None and not args.out:
         raise ValueError(f"--limit {args.limit} is for the page, and there is none. Add --out FILE.html.")
+    if not args.rules and (args.kind or args.tolerance):
+        raise ValueError(
+            "--kind and --tolerance say how answers are compared, and nothing is verified. Add --rules boxed."
+        )
     traces, notes = _read(args)
     summary = summarize(traces)
     console = Console(width=min(MAX_WIDTH, Console().width), highlight=False, emoji=False, markup=False)
@@ -51,26 +54,18 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="traces", description="What is in a set of traces, and one self-contained HTML page to browse them."
     )
-    parser.add_argument("store", metavar="STORE", help="a trace store, or a .jsonl, .json, .csv or .parquet file")
+    parser.add_argument(
+        "store", metavar="STORE", help="a trace store, or a .jsonl, .json, .csv, .tsv or .parquet file, also with .gz"
+    )
     parser.add_argument("--out", type=Path, metavar="FILE.html", help="write the page to browse the traces")
     parser.add_argument(
         "--limit", type=int, metavar="N", help="at most so many traces on the page: of each verdict its share"
     )
-    parser.add_argument(
-        "--columns",
-        nargs="+",
-        metavar="FIELD=COLUMN",
-        help="which column is which: problem=question completion=response reference_answer=gold teacher==my-teacher "
-        "(== is a text for every row); name STORE before it",
-    )
-    parser.add_argument("--format", choices=get_args(RowFormat), default="columns")
-    parser.add_argument("--source", help="source of every trace")
-    parser.add_argument("--teacher", help="teacher of every trace")
-    parser.add_argument("--stop_text", nargs="+", default=(), metavar="TEXT", help="the completion ends before it")
+    add_entry_options(parser)
     parser.add_argument("--rules", nargs="+", metavar="RULE", help="verify the traces that have no verdict, as boxed")
-    parser.add_argument("--kind", choices=("math", "exact"), default="math", help="how answers are compared")
-    parser.add_argument("--on_bad_row", choices=get_args(OnBadRow), default="error")
-    parser.add_argument("--on_bad_reference", choices=("error", "skip"), default="error")
+    parser.add_argument(
+        *both("--on-bad-reference"), choices=("error", "skip"), default="error", help="leave them out, or stop"
+    )
     return parser
 
 
@@ -92,21 +87,13 @@ def _read(args: argparse.Namespace) -> tuple[list[Trace], list[str]]:
             f"there is no trace store or file '{args.store}' (working directory {Path.cwd()}). Give one that is there; "
             "w2sr/miniature/traces ships with w2sr."
         )
-    traces, num_bad_rows = read_traces(
-        store,
-        _columns(args.columns),
-        format=args.format,
-        source=args.source,
-        teacher=args.teacher,
-        stop_text=args.stop_text,
-        on_bad_row=args.on_bad_row,
-    )
+    traces, num_bad_rows = read_entry(args.store, args, args.on_bad_reference)
     notes = [f"Skipped: {_num(num_bad_rows, 'bad row')}."] if num_bad_rows else []
     if args.rules:
         from w2sr.datamodules.sources import verify_traces  # here, because it imports Lightning
 
         num_bare = sum(not trace.verdict for trace in traces)
-        with Verifier(args.rules, args.kind) as verifier:
+        with entry_verifier(args.rules, args.kind, args) as verifier:
             traces, num_bad = verify_traces(traces, verifier, args.on_bad_reference)
         notes.append(f"Verified now, by the rules {', '.join(args.rules)}: {_num(num_bare - num_bad, 'trace')}.")
         if num_bad:
@@ -114,20 +101,6 @@ def _read(args: argparse.Namespace) -> tuple[list[Trace], list[str]]:
     if not traces:
         raise ValueError(f"{args.store}: no trace is left to look at. {' '.join(notes)}")
     return traces, notes
-
-
-def _columns(entries: Sequence[str] | None) -> dict[str, str] | None:
-    if not entries:
-        return None
-    columns: dict[str, str] = {}
-    for entry in entries:
-        field, equals, column = entry.partition("=")
-        if not (field and equals and column):
-            raise ValueError(f"--columns {entry!r} is not FIELD=COLUMN. For example --columns problem=question.")
-        if field in columns:
-            raise ValueError(f"--columns names {field} twice, as {columns[field]} and as {column}. Remove one of them.")
-        columns[field] = column
-    return columns
 
 
 def _write_page(args: argparse.Namespace, traces: list[Trace]) -> None:

@@ -19,7 +19,7 @@ GRADER_REVISION = 2
 MAX_REMEMBERED = 100_000
 """So many decisions of math-verify are remembered: models repeat answers."""
 
-_NUM_NAMED_ROWS = 5
+_NUM_EXAMPLES = 3
 _PURE = {"exact": exact, "choice": choice, "yes_no": yes_no, "number": number, "logic": logic}
 """The kinds that are decided in this process, each a module with `grade` and `check_reference`."""
 
@@ -164,27 +164,39 @@ def _math_verify_version() -> str:
 def usable_references(
     problems: Iterable[Problem], verifier: Verifier, on_bad_reference: Literal["error", "skip"]
 ) -> tuple[list[Problem], list[str]]:
-    """The problems whose reference answers can be used, and for each other one a sentence that names it.
+    """The problems whose reference answers can be used, and for each reason why others cannot a sentence.
+
+    A sentence counts the problems of its reason and names the first three, with their references where the reason
+    quotes them.
 
     Raises:
-        ValueError: there is an unusable reference and `on_bad_reference` is "error"; the first rows are named.
+        ValueError: there is an unusable reference and `on_bad_reference` is "error"; the reasons are named.
     """
     if on_bad_reference not in ("error", "skip"):
         raise ValueError(f"on_bad_reference={on_bad_reference!r}: use 'error' or 'skip'.")
     usable: list[Problem] = []
-    complaints: list[str] = []
+    bad: dict[str, list[str]] = {}
     for problem in problems:
         try:
             verifier.check_reference(problem.reference_answer)
         except ValueError as error:
-            complaints.append(f"{problem.problem_id}: {error}")
+            quoted = f" {problem.reference_answer!r}", f" {problem.reference_answer[:80]!r}"
+            reason = str(error).replace(quoted[0], "").replace(quoted[1], "")
+            shown = problem.problem_id if reason == str(error) else problem.problem_id + quoted[1]
+            bad.setdefault(reason, []).append(shown)
         else:
             usable.append(problem)
-    if complaints and on_bad_reference == "error":
-        more = len(complaints) - _NUM_NAMED_ROWS
-        listed = "; ".join(complaints[:_NUM_NAMED_ROWS]) + (f"; and {more:,} more" if more > 0 else "")
+    complaints = [_complaint(reason, shown) for reason, shown in bad.items()]
+    num_bad = sum(map(len, bad.values()))
+    if bad and on_bad_reference == "error":
         raise ValueError(
-            f"{len(complaints):,} of {len(usable) + len(complaints):,} problems have a reference answer that cannot be "
-            f"used: {listed}. Correct these rows, or set on_bad_reference=skip to leave them out."
+            f"{num_bad:,} of {len(usable) + num_bad:,} problems have a reference answer that cannot be used: "
+            f"{'; '.join(complaints)}. Correct these rows, or set on_bad_reference=skip to leave them out."
         )
     return usable, complaints
+
+
+def _complaint(reason: str, shown: list[str]) -> str:
+    more = len(shown) - _NUM_EXAMPLES
+    examples = ", ".join(shown[:_NUM_EXAMPLES]) + (f" and {more:,} more" if more > 0 else "")
+    return f"{reason} ({len(shown):,} of them: {examples})"
