@@ -71,7 +71,7 @@ def test_every_form_of_the_page_is_read(folder: Path, monkeypatch: pytest.Monkey
     datasets.DatasetDict({"train": datasets.Dataset.from_list(rows)}).save_to_disk("my/saved")
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: rows)
     entries: list[dict[str, Any]] = yaml.safe_load(Path("my/forms.yaml").read_text())
-    assert len(entries) == 8
+    assert len(entries) == 10
     for entry in entries:
         file = DataFile(**{**entry, "stop_text": tuple(entry.get("stop_text", ())), "limit": 6})
         traces = load_traces([file], on_bad_row="error", on_bad_reference="error", timeout_s=5.0)
@@ -98,6 +98,13 @@ def write_forms(rows: list[dict[str, str]]) -> None:
     ]
     Path("my/sharegpt.json").write_text(json.dumps(sharegpt))
     Path("my/openai.jsonl").write_text("\n".join(map(json.dumps, openai)))
+    generations = [
+        {"question": row["question"], "generations": [row["response"]], "gold": row["gold"], "correctness": [None]}
+        for row in rows
+    ]
+    Path("my/generations.jsonl").write_text("\n".join(map(json.dumps, generations)))
+    solutions = [{**row, "answer": f"It is so.\n#### {row['gold']}", "task": "sums"} for row in rows]
+    Path("my/gsm8k.jsonl").write_text("\n".join(map(json.dumps, [{"task": "dyck"}, *solutions])))
     chat = [{"chat": row["messages"], "gold": row["gold"]} for row in openai]
     Path("my/chat.jsonl").write_text("\n".join(map(json.dumps, chat)))
     with Path("my/traces.csv").open("w", newline="") as stream:

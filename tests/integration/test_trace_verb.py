@@ -146,6 +146,36 @@ def test_foreign_traces_are_read_as_they_are_or_verified_first(
     assert ["hand", "1", "1", "100.0", "%"] in [line.split() for line in text.splitlines()]
 
 
+def test_one_file_with_several_kinds_is_read_by_where(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [
+        {"problem": "1?", "completion": "####1", "reference_answer": "so it is\n#### 1", "task": "sum"},
+        {"problem": "Is it?", "completion": "The answer is yes.", "reference_answer": True, "task": "logic"},
+        {"problem": "Which?", "completion": r"\boxed{B}", "reference_answer": "B", "task": "choice"},
+        {"problem": "How much?", "completion": r"\boxed{9.9}", "reference_answer": 10, "task": "number"},
+    ]
+    file = tmp_path / "data.json"
+    file.write_text(json.dumps({"data": rows}))
+    for words in (
+        ["--where", "task=sum", "--rules", "hash", "--reference_rule", "hash"],
+        ["--where", "task=logic", "--rules", "yes_no", "--kind", "yes_no"],
+        ["--where", "task=[choice]", "--rules", "boxed", "--kind", "choice"],
+        ["--where", "task=number", "--rules", "boxed", "--kind", "number", "--tolerance", "0.2", "0"],
+    ):
+        text = printed(capsys, str(file), *words)
+        assert "1 trace of 1 problem" in text and "100.0 %" in text, text
+        main(["audit", str(file), *words])
+        audited = capsys.readouterr().out
+        assert f"Audit of {file}: 1 traces, 1 problems" in audited
+        assert "Judged wrong or without answer, and perhaps right: 0" in audited, audited
+    for words, message in (
+        (["--where", "task=sun"], "none of 4 rows passes where: task must be 'sun', and there are 'sum', 'logic'"),
+        (["--where", "task"], "--where 'task' is not COLUMN=VALUE."),
+        (["--kind", "choice"], "nothing is verified. Add --rules boxed."),
+        (["--rules", "boxed", "--tolerance", "1", "0"], "kind 'math' has no tolerance"),
+    ):
+        assert message in refused(capsys, str(file), *words)
+
+
 def test_bad_references_are_refused_or_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows: list[dict[str, Any]] = [
         {"problem": f"{at}?", "completion": r"\boxed{1}", "reference_answer": gold} for at, gold in enumerate(["1", ""])
@@ -176,6 +206,8 @@ def test_what_cannot_be_is_one_message(store: Path, tmp_path: Path, capsys: pyte
         (str(tmp_path / "empty"),): "is a directory, but no trace store: no manifest.json and no journal.",
         (str(tmp_path / "empty.jsonl"),): "empty.jsonl",
         (str(store), "--columns", "problem=q"): "is a trace store. Remove columns",
+        (str(store), "--where", "source=sums"): "is a trace store. Remove columns",
+        (str(store), "--reference_rule", "hash"): "is a trace store, whose reference answers are final. Remove --ref",
         (str(store), "--columns", "problem"): "--columns 'problem' is not FIELD=COLUMN.",
         (str(store), "--columns", "a=b", "a=c"): "--columns names a twice, as b and as c.",
         (str(store), "--out", str(tmp_path / "no" / "x.html")): f"there is no directory {tmp_path / 'no'}. Make it",

@@ -146,6 +146,8 @@ def test_a_row_of_csv_that_cannot_be_read_is_one_bad_row(tmp_path: Path) -> None
         ("r.csv", "q,a\n1,2\n".encode("utf-16"), "UTF-16, UTF-32 or no text"),
         ("r.jsonl", '{"q": "1"}'.encode("utf-16-le"), "UTF-16, UTF-32 or no text"),
         ("r.json", '[{"q": "1"}]'.encode("utf-32"), "UTF-16, UTF-32 or no text"),
+        ("r.csv", gzip.compress(b"q,a"), r"compressed by gzip\. Let its name end in \.gz"),
+        ("r.csv", b"PAR1 and more", r"a Parquet file\. Let its name end in \.parquet"),
         ("r.csv", b"q,q\n1,2\n", "has 2 columns 'q'"),
         ("r.csv", b"", "is empty"),
         ("r.csv", b"q,a\n", "is empty"),

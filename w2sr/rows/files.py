@@ -37,7 +37,15 @@ BATCH_ROWS = 64
 BATCH_BYTES = 2**24
 """Rows of Parquet that are decoded at a time: so many rows, or fewer if they have more bytes."""
 
-_WIDE_BOMS = (b"\xff\xfe", b"\xfe\xff")
+_WIDE = "UTF-16, UTF-32 or no text. Texts are read as UTF-8; convert it first: iconv -f UTF-16 -t UTF-8"
+_OTHERS = {
+    b"\x1f\x8b": "compressed by gzip. Let its name end in .gz",
+    b"PAR1": "a Parquet file. Let its name end in .parquet",
+    b"\xff\xfe": _WIDE,
+    b"\xfe\xff": _WIDE,
+    b"\0": _WIDE,
+}
+"""How files begin whose names promise text, and what they are; a NUL anywhere in the first bytes is no text."""
 
 
 class BadRow(NamedTuple):
@@ -119,11 +127,9 @@ def _object_item(where: str, text: bytes, what: str) -> Item:
 
 def _check_utf8(path: Path, stream: BinaryIO) -> None:
     head = cast(io.BufferedReader, stream).peek(4)[:4]
-    if head.startswith(_WIDE_BOMS) or b"\0" in head:
-        raise ValueError(
-            f"{path} begins with the bytes {head.hex(' ')}: it is UTF-16, UTF-32 or no text. Texts are read as UTF-8; "
-            f"convert it first: iconv -f UTF-16 -t UTF-8 {path}."
-        )
+    for beginning, what in _OTHERS.items():
+        if head.startswith(beginning) or (beginning == b"\0" and b"\0" in head):
+            raise ValueError(f"{path} begins with the bytes {head.hex(' ')}: it is {what}.")
 
 
 def _delimited_items(path: Path, stream: BinaryIO, kept: Collection[str], delimiter: str) -> Iterator[Item]:
