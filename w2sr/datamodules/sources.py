@@ -64,7 +64,7 @@ def load_problems(
         problems = [p._replace(reference_answer=text) for p, text in zip(problems, found, strict=True)]
     problems, complaints = usable_references(problems, verifier, on_bad_reference)
     for complaint in complaints:
-        rank_zero_info(f"{name}: skipped {complaint}")
+        rank_zero_info(f"{name}: bad references skipped: {complaint}")
     return problems
 
 
@@ -255,7 +255,7 @@ def verify_traces(
     }
     good, complaints = usable_references(references.values(), verifier, on_bad_reference)
     for complaint in complaints:
-        rank_zero_info(f"skipped {complaint}")
+        rank_zero_info(f"bad references skipped: {complaint}")
     usable = {problem.problem_id for problem in good} | {trace.problem_id for trace in traces if trace.verdict}
     kept = [trace for trace in traces if trace.problem_id in usable]
     bare = [trace for trace in kept if not trace.verdict]
