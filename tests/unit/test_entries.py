@@ -79,7 +79,7 @@ def test_a_store_refuses_what_is_for_files(tmp_path: Path) -> None:
     assert len(loaded(file)) == 1
     for keys in ({"reference_rule": "hash"}, {"where": {"source": "s"}}, {"split": "train"}):
         with pytest.raises(ValueError, match=r"is a trace store, .* Remove|lies on this machine"):
-            loaded(replace(file, **keys))  # type: ignore[arg-type]
+            loaded(replace(file, **keys))
 
 
 def test_where_reads_one_kind_of_a_file_with_several(tmp_path: Path) -> None:
@@ -140,13 +140,14 @@ FORMS: list[tuple[RowFormat, dict[str, Any], dict[str, str] | None]] = [
 def test_a_picture_or_a_reasoning_is_not_dropped(
     form: RowFormat, row: dict[str, Any], columns: Mapping[str, str] | None
 ) -> None:
-    for name, empty, filled in (
+    cells: list[tuple[str, Any, Any]] = [
         ("images", [], ["a.png"]),
         ("image", {"bytes": None, "path": None}, {"bytes": b"x", "path": None}),
         ("audios", None, [b"x"]),
         ("reasoning_content", "", "1 and 1"),
         ("thinking", " ", "1 and 1"),
-    ):
+    ]
+    for name, empty, filled in cells:
         rows = [{**row, name: empty}, {**row, name: filled}]
         with pytest.raises(ValueError, match=f"row 2: column '{name}' is filled"):
             read_foreign(rows, columns, format=form)
@@ -170,7 +171,7 @@ def test_a_reasoning_that_is_mapped_is_thought(
         read_foreign(twice, {**COLUMNS, "reasoning": "thinking"})
 
 
-OPENR1 = {
+OPENR1: dict[str, Any] = {
     "problem": "1 + 1?",
     "answer": "2",
     "generations": ["<think>a</think>2", "3", "4"],

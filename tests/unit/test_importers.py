@@ -191,7 +191,8 @@ def test_every_container_gives_the_same_traces(tmp_path: Path) -> None:
     whole = datasets.Dataset.from_list(rows)
     whole.save_to_disk(str(tmp_path / "one"))
     datasets.DatasetDict({"train": whole, "dev": whole.select([0])}).save_to_disk(str(tmp_path / "splits"))
-    file = DataFile("", {"problem": "q", "completion": "a", "reference_answer": "gold"}, stop_text=("</s>",))
+    columns: dict[str, str | list[str]] = {"problem": "q", "completion": "a", "reference_answer": "gold"}
+    file = DataFile("", columns, stop_text=("</s>",))
     expected = judged(replace(file, path=str(tmp_path / "t.json")))
     assert [t.verdict for t in expected] == ["no_answer", "correct", "correct"] * 3
     assert [t.finish_reason for t in expected] == ["unknown", "stop", "stop"] * 3

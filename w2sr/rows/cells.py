@@ -185,14 +185,14 @@ def as_int(value: object) -> int:
     """Whole number of a cell, of at most 64 bits: 3, 3.0 or '3'. Raises ValueError for anything else."""
     if isinstance(value, str) and re.fullmatch(r"-?[0-9]{1,18}", value):
         return int(value)
-    if is_number(value) and abs(value) < 2**63 and value == int(value):
+    if is_number(value) and -(2**63) <= value < 2**63 and value == int(value):
         return int(value)
     raise ValueError(f"is {shown(value)}, not a whole number")
 
 
 def as_float(value: object) -> float:
     """Number of a cell: 0.5, 3 or '0.5'. Raises ValueError for anything else."""
-    if is_number(value) and abs(value) < 1e300:
+    if is_number(value) and -1e300 < value < 1e300:
         return float(value)
     if isinstance(value, str) and re.fullmatch(r"-?[0-9]+(\.[0-9]+)?", value):
         return float(value)
