@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import random
+from typing import Any
 
 import pytest
+from answer_markup import MARKUPS
 from hypothesis import given
 from hypothesis import strategies as st
 
 from w2sr.types import Tolerance
-from w2sr.verify import Verifier, choice, extract, logic, number, parse_rules, yes_no
+from w2sr.verify import Verifier, choice, exact, logic, number, yes_no
 
 
 @pytest.mark.parametrize(
@@ -22,6 +25,14 @@ from w2sr.verify import Verifier, choice, extract, logic, number, parse_rules, y
         ("B) Bath", True),
         ("B: a bath", True),  # the letter decides
         (r"\textbf{(B)}", True),
+        (r"\boxed{\text{(B)}}", True),
+        (r"\mathbf{B}", True),
+        ("（Ｂ）。", True),
+        ("「Ｂ」", True),
+        ("Ｂ：ｂａｔｈ", True),
+        ("B、Bath", True),
+        ('"B"', True),
+        ("\u200bB", True),
         ("**B**", True),
         ("The correct option is B", True),
         ("bath", True),
@@ -54,10 +65,99 @@ def test_a_text_needs_a_reference_with_text_and_a_lone_letter_is_a_letter() -> N
 @pytest.mark.parametrize(
     ("answer", "reference", "right"),
     [
+        ("_ _ Q _", "_  _ Q _", True),
+        ("_ _ Q _", "Q _ _ _", False),
+        ("_Q_", "Q", False),
+        ('[["a"],["b"]]', '[["a"], ["b"]]', True),
+        ("[['a'], ['b']]", '[["a"],["b"]]', True),
+        ('[["a"],["b"]]', '[["a", "b"]]', False),
+        ('{"a": 1, "b": [2.0]}', '{"b":[2],"a":1}', True),
+        ('{"a": 1}', '{"a": "1"}', False),
+        ("[true]", "[1]", False),
+        ("[1, 2]", "1, 2", False),
+        ("[" * 5_000, "[" * 4_999, False),
+        ("C*", "C", False),
+        ("C++", "C", False),
+        ("$5", "5", False),
+        ("5!", "5", False),
+        ("-5", "5", False),
+        ("−5", "-5", True),
+        ("x²", "x2", False),
+        ("½", "1/2", False),
+        ("__init__", "init", False),
+        ("a,b", "a, b", True),
+        ("apple, pear", "apple pear", True),
+        ("a, b c", "a b, c", False),
+        ("f(x,y)", "f( x, y )", True),
+        ("f(x y)", "f(x, y)", False),
+        ("] ] >", "]]>", True),
+        ("] ]", "] >", False),
+        ("1,234", "1234", False),
+        ("May 1, 2021", "may 1 2021", True),
+        ("05/01/2021", "05/10/2021", False),
+        ("**Paris**.", "paris", True),
+        (r"\text{Paris}", "Paris", True),
+        ("“Don’t”", "don't", True),
+        (r"snake\_case", "snake_case", True),
+        ("ＯＫ。", "ok", True),
+        ("a\u200bb", "ab", True),
+        ("(A)", "A", True),
+        ("(a, b)", "a, b", False),
+        ("```python\nprint(1)\n```", "print(1)", True),
+    ],
+)
+def test_exact(answer: str, reference: str, right: bool) -> None:
+    assert exact.grade(answer, reference)[0] is right, (exact.normalize(answer), exact.normalize(reference))
+    assert exact.grade(reference, answer)[0] is right, "equality has no order"
+
+
+@given(*[st.lists(st.sampled_from(["_", "q", "*", "#", "]", ">", "(", "$"]), min_size=3, max_size=4)] * 2)
+def test_boards_and_brackets_are_equal_only_if_every_sign_is(one: list[str], other: list[str]) -> None:
+    assert exact.grade(" ".join(one), " ".join(other))[0] is (one == other)
+
+
+VALUES = st.recursive(st.sampled_from(["a", "b", "1", 1, 2, True, None]), lambda inner: st.lists(inner, max_size=2))
+
+
+@given(*[st.lists(VALUES, min_size=1, max_size=2)] * 2)
+def test_json_is_equal_only_if_its_values_are(one: list[Any], other: list[Any]) -> None:
+    wide, narrow = json.dumps(one, indent=2), json.dumps(other, separators=(",", ":"))
+    assert exact.grade(wide, narrow)[0] is (repr(one) == repr(other))
+
+
+@pytest.mark.parametrize("markup", MARKUPS)
+@pytest.mark.parametrize(
+    ("module", "answer", "reference"),
+    [
+        (exact, "_ _ Q _", "_ _ Q _"),
+        (exact, "New York", "new york"),
+        (choice, "B", "B) Bath"),
+        (choice, "Bath", "B) Bath"),
+        (yes_no, "No", "false"),
+        (number, "-1,234.5", "-1234.5"),
+        (logic, "C < A < B", "B > A > C"),
+    ],
+)
+def test_markup_round_an_answer_or_a_reference_changes_no_verdict(
+    markup: str, module: Any, answer: str, reference: str
+) -> None:
+    assert module.grade(markup.format(answer), reference)[0], markup
+    assert module.grade(answer, markup.format(reference))[0], markup
+    assert not module.grade(markup.format("none"), reference)[0]
+
+
+@pytest.mark.parametrize(
+    ("answer", "reference", "right"),
+    [
         ("Yes", "yes", True),
         ("yes.", "True", True),
         ("No, it is rare.", "no", True),
         (r"\text{false}", "No", True),
+        (r"$\boxed{\mathbf{Yes}}$", "yes", True),
+        ("ＹＥＳ。", "yes", True),
+        ("「no」", "No", True),
+        ("Yes!", "yes", True),
+        ("N\u200bo，it is rare", "no", True),
         ("Yes", "no", False),
         ("No one", "no", False),
         ("Not true", "yes", False),
@@ -89,6 +189,28 @@ def test_yes_no_wants_a_plain_reference() -> None:
         (r"-\dfrac{3}{4}", "-.75", True),
         ("6.02e23", r"6.02 \times 10^{23}", True),
         ("5 million", "5,000,000", True),
+        ("10^5", "100000", True),
+        ("10^{-2}", "0.01", True),
+        ("10**5", "100000", True),
+        ("10**5", "105", False),
+        ("10⁵", "100000", True),
+        ("-2^2", "-4", True),
+        ("2 x 105", "200000", False),
+        ("2.5 × 10⁻³", "0.0025", True),
+        ("2 1/2 cups", "2.5", True),
+        (r"2\frac{1}{2}", "2.5", True),
+        (r"2\frac{1}{2}", "10.5", False),
+        (r"\frac12", "0.5", True),
+        ("-2½", "-2.5", True),
+        ("2 3/2", "3.5", False),
+        ("1⁄2", "0.5", True),
+        ("–5", "-5", True),
+        ("€18", "18 €", True),
+        ("５。", "5", True),
+        ("٣", "3", True),
+        ("**5** apples.", "5", True),
+        (r"\boxed{5}", "5", True),
+        ("0^-1", "0", False),
         ("50%", "0.5", True),
         ("50%", "50", True),
         ("50", "50%", True),
@@ -206,28 +328,6 @@ def test_the_verifier_knows_every_kind() -> None:
                 verifier.check_reference("?")
     with pytest.raises(ValueError, match=r"kind 'math' has no tolerance, but Tolerance\(absolute=0.5"):
         Verifier(tolerance=Tolerance(0.5))
-
-
-@pytest.mark.parametrize(
-    ("rule", "completion", "answer"),
-    [
-        ("choice_letter", "The answer is (B), not A.", "B"),
-        ("choice_letter", "the answer is A? No. **Answer:** Option C.", "C"),
-        ("choice_letter", "**Answer**: vitamin C (D)", "D"),
-        ("choice_letter", "Final answer: $B$", "B"),
-        ("choice_letter", "the answer is a bank", None),
-        ("choice_letter", "The answer is DNA", None),
-        ("choice_letter", "(B)", None),
-        ("yes_no", "No? So the answer is **yes**.", "yes"),
-        ("yes_no", "Answer: No, since frost is rare", "No"),
-        ("yes_no", "the answer is not known", None),
-        ("yes_no", "the answer is no one", None),
-        ("yes_no", "yes", None),
-        ("yes_no", "<think>the answer is yes", None),
-    ],
-)
-def test_rules_for_words_after_the_answer_is(rule: str, completion: str, answer: str | None) -> None:
-    assert extract(completion, parse_rules([rule])).answer == answer
 
 
 @pytest.mark.parametrize("module", [choice, yes_no, number, logic])

@@ -5,39 +5,12 @@ from __future__ import annotations
 import time
 
 import pytest
+from answer_markup import MARKUPS
 from hypothesis import given
 from hypothesis import strategies as st
 
 from w2sr.verify.markup import MAX_LEVELS, plain, plain_with_places, unwrap
 
-MARKUPS = [
-    "{}",
-    "**{}**",
-    "*{}*",
-    "***{}***",
-    "**{}**.",
-    "**{}.**",
-    "`{}`",
-    "```\n{}\n```",
-    "```json\n{}\n```",
-    "${}$",
-    "$${}$$",
-    r"\({}\)",
-    r"\[ {} \]",
-    '"{}"',
-    "'{}'",
-    "“{}”",
-    "‘{}’",
-    "«{}»",
-    "「{}」",
-    "``{}''",
-    "<b>{}</b>",
-    r"\boxed{{{}}}",
-    r"\boxed{{\text{{{}}}}}",
-    r"\mathbf{{{}}}",
-    r"$\textbf{{{}}}$",
-    "{}。",
-]
 ANSWERS = [
     "5",
     "-1,234.5",
@@ -78,7 +51,9 @@ def test_underscores_are_emphasis_round_words_and_numbers(answer: str) -> None:
         "__init__",
         "$5",
         "$5 or $6$",
-        "**a** and **b**",
+        "x**2 + y**2",
+        "f(**a, **b)",
+        "a/**/b/**/c",
         '"a", "b"',
         "'don't'",
         r"\text{a} or \text{b}",
@@ -101,10 +76,14 @@ def test_what_is_part_of_the_answer_stays(text: str) -> None:
     assert unwrap(text) == text
 
 
+def test_bold_inside_the_text_is_removed() -> None:
+    assert unwrap("**5** apples.") == "5 apples" and unwrap("**5** or **6**") == "5 or 6" == unwrap("**5 or 6**")
+
+
 @given(st.text(alphabet='a5.* _`$"\\(){}[]。', max_size=12))
 def test_unwrapping_never_empties_and_keeps_a_piece(text: str) -> None:
     inner = unwrap(text)
-    assert inner in text and bool(inner) == bool(text.strip())
+    assert (inner in text or "**" in text) and bool(inner) == bool(text.strip())
 
 
 @pytest.mark.parametrize(
@@ -126,7 +105,7 @@ def test_places_say_where_each_character_stands(text: str) -> None:
     folded, places = plain_with_places(text)
     assert folded == plain(text) == plain(folded)
     if places is None:
-        assert folded == text
+        assert len(folded) == len(text)
     else:
         assert [plain(text[place]) for place in places] == list(folded)
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 
 from w2sr.verify.exact import normalize
+from w2sr.verify.markup import plain, unwrap
 
 _MARKUP = re.compile(
     r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|mbox|bf|rm)(?![A-Za-z])|\\(?=[$%#&])|[{}$*`_]|\\[,;! ]"
@@ -18,8 +19,8 @@ _MARKUP = re.compile(
 _LEAD = re.compile(
     r"(?:the )?(?:(?:correct|right|best|final) )?(?:option|choice|answer|letter)(?: is)?(?![A-Za-z])[ :]*(?=\S)", re.I
 )
-_LETTER = re.compile(r"[(\[]?([A-Za-z])[)\]]?[.:,;]?")
-_LABELLED = re.compile(r"(?:[(\[]?([A-Za-z])[)\]][.:]?\s*|([A-Za-z])(?:[.:]\s+|\s+[-–—]\s+))(\S.*)", re.DOTALL)
+_LETTER = re.compile(r"[(\[]?([A-Za-z])[)\]]?[.:,;、。]?")
+_LABELLED = re.compile(r"(?:[(\[]?([A-Za-z])[)\]][.:]?\s*|([A-Za-z])(?:\.\s+|[:、]\s*|\s+[-–—]\s+))(\S.*)", re.DOTALL)
 
 
 def read_choice(text: str) -> tuple[str, str]:
@@ -28,13 +29,17 @@ def read_choice(text: str) -> tuple[str, str]:
     >>> read_choice(r"\text{(b)}"), read_choice("B. Bath"), read_choice("Bath"), read_choice("option C")
     (('B', ''), ('B', 'Bath'), ('', 'Bath'), ('C', ''))
     """
-    text = " ".join(_MARKUP.sub(" ", text).split())
+    text = _plain_text(text)
     text = _LEAD.sub("", text, count=1) if _LEAD.match(text) else text
     if (letter := _LETTER.fullmatch(text)) is not None:
         return letter.group(1).upper(), ""
     if (labelled := _LABELLED.fullmatch(text)) is not None:
         return (labelled.group(1) or labelled.group(2)).upper(), labelled.group(3)
     return "", text
+
+
+def _plain_text(text: str) -> str:
+    return " ".join(_MARKUP.sub(" ", unwrap(plain(text))).split())
 
 
 def grade(answer: str, reference_answer: str) -> tuple[bool, str]:
@@ -45,7 +50,7 @@ def grade(answer: str, reference_answer: str) -> tuple[bool, str]:
     """
     wanted, gold = read_choice(reference_answer)
     letter, text = read_choice(answer)
-    if gold and text and normalize(answer) == normalize(gold):  # "E. coli" is no letter E
+    if gold and text and _same(_plain_text(answer), gold):  # "E. coli" is no letter E
         return True, f"the text of option {wanted}"
     if letter:
         equal = letter == wanted

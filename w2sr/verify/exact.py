@@ -1,24 +1,59 @@
-"""Exact grading: equality of texts after case, whitespace and punctuation at the edges of words are removed."""
+r"""Exact grading: equality of texts up to typography.
+
+What does not count: case; Unicode forms, markup round the whole answer and the end of a sentence (w2sr.verify.markup);
+the shape of quotation marks; spaces next to commas and brackets, and the commas of a list of single words (`a, b` and
+`a b`) and of a date. JSON lists and objects are equal if their values are. Everything else counts: brackets, signs,
+`_`, `*`, `$`, `!` and exponents.
+"""
 
 from __future__ import annotations
 
+import json
+import re
 import unicodedata
 
-_TRAILING = ".,;:!?\"'`()[]{}*_$“”‘’«»"
-_LEADING = _TRAILING.replace(".", "")  # ".5" keeps its point
+from w2sr.verify.markup import MAX_UNWRAP_CHARS, plain, unwrap
+
+_QUOTES = str.maketrans(dict.fromkeys("’‘‛´", "'") | dict.fromkeys("“”„‟", '"'))
+_ESCAPED = re.compile(r"\\([%_#&$])")
+_OPTION = re.compile(r"\(([a-z])\)")
+_COMMA = re.compile(r" ?, ?")
+_BRACKET = re.compile(r" ?([()\[\]{}<>]) ?")
+_WORDS = re.compile(r"[\w.'+-]+(?:, [\w.'+-]+)*|[^\W\d]+ [0-9]{1,2}, [0-9]{4}")  # also: May 1, 2021
+_SINGLE_QUOTED = re.compile(r"'([^'\"\\]*)'")
 
 
 def normalize(text: str) -> str:
-    """The text in lower case, with single spaces, its words stripped of surrounding punctuation.
+    r"""One spelling for texts that are equal.
 
-    Signs, decimal points and symbols inside a word stay: "-5", "1.5", "C++" and "5" all differ.
-
-    >>> normalize("  (A).  Yes, “don't”!")
-    "a yes don't"
+    >>> normalize("**May 1,  2021**."), normalize("['a','b']"), normalize("_ _ Q _"), normalize("(B)")
+    ('may 1 2021', '["a", "b"]', '_ _ q _', 'b')
     """
-    words = unicodedata.normalize("NFKC", text).casefold().split()
-    stripped = (word.rstrip(_TRAILING).lstrip(_LEADING) for word in words)
-    return " ".join(word for word in stripped if word)
+    text = unwrap(plain(text))
+    if (value := _read_json(text)) is not None:
+        return value.casefold()
+    text = unicodedata.normalize("NFC", _ESCAPED.sub(r"\1", text).translate(_QUOTES)).casefold()
+    text = _COMMA.sub(", ", _BRACKET.sub(r"\1", " ".join(text.split()))).strip()
+    if (option := _OPTION.fullmatch(text)) is not None:
+        return option.group(1)
+    return text.replace(", ", " ") if _WORDS.fullmatch(text) else text
+
+
+def _read_json(text: str) -> str | None:
+    """A JSON list or object in one spelling, also if it has Python's quotation marks; None for other text."""
+    if text[:1] not in ("[", "{") or len(text) > MAX_UNWRAP_CHARS:
+        return None
+    for spelled in (text, _SINGLE_QUOTED.sub(r'"\1"', text)):
+        try:
+            return json.dumps(json.loads(spelled, parse_float=_parse_float), sort_keys=True, ensure_ascii=False)
+        except (ValueError, RecursionError):
+            continue
+    return None
+
+
+def _parse_float(text: str) -> float | int:
+    value = float(text)
+    return int(value) if value.is_integer() else value
 
 
 def grade(answer: str, reference_answer: str) -> tuple[bool, str]:
@@ -30,4 +65,4 @@ def grade(answer: str, reference_answer: str) -> tuple[bool, str]:
 def check_reference(reference_answer: str) -> None:
     """Raises ValueError where nothing is left of the reference to compare with."""
     if not normalize(reference_answer):
-        raise ValueError(f"the reference answer {reference_answer!r} is empty or only punctuation")
+        raise ValueError(f"the reference answer {reference_answer!r} is empty")

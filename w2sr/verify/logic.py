@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import re
 
+from w2sr.verify.markup import plain, unwrap
+
 Assignment = frozenset[tuple[str, str]]
 """Pairs of name and value, in lower case."""
 Ordering = tuple[str, ...]
@@ -39,7 +41,7 @@ def read_structure(text: str) -> Assignment | Ordering | None:
     """
     if len(text) > MAX_ANSWER_CHARS:
         return None
-    text = text.replace(r"\lt", "<").replace(r"\gt", ">")
+    text = unwrap(plain(text)).replace(r"\lt", "<").replace(r"\gt", ">")
     text = " ".join(_MARKUP.sub(" ", text.replace("\n", " ; ")).split()).strip(" ;.,")
     text = text[lead.end() :] if (lead := _LEAD.match(text)) else text
     return _read_ordering(text) if "<" in text or ">" in text else _read_assignment(text)

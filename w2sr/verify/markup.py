@@ -1,9 +1,9 @@
 r"""Typography that does not change the meaning of an answer: Unicode forms, and markup round the whole answer.
 
 `plain` folds Unicode forms of ASCII characters; `unwrap` removes Markdown, LaTeX and HTML markup and quotation marks
-that stand round the *whole* text, with the punctuation that ends a sentence. Nothing inside the text changes: brackets,
-`*`, `_` and `$` that are part of it stay. Extraction applies both to every answer; the kinds of comparison apply them
-to references and to answers that come from elsewhere. Both take linear time.
+that stand round the *whole* text, with the punctuation that ends a sentence. Inside the text only Markdown's `**bold**`
+is removed; brackets, `*`, `_` and `$` that are part of it stay. Extraction applies both to every answer; the kinds of
+comparison apply them to references and to answers that come from elsewhere. Both take linear time.
 """
 
 from __future__ import annotations
@@ -41,9 +41,11 @@ _NAMES = (
 _COMMAND = re.compile(rf"\\(?:{_NAMES})\s*\{{")
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 _FENCE = re.compile(r"(?P<mark>```)[\w+-]*\n(?P<inner>.*)```", re.DOTALL)
-_TAG = re.compile(r"(?P<mark><(b|strong|i|em|u|code)>)(?P<inner>.*)</\2>", re.DOTALL | re.IGNORECASE)
+_TAG = re.compile(r"(?P<mark><(answer|b|strong|i|em|u|code)>)(?P<inner>.*)</\2>", re.DOTALL | re.IGNORECASE)
 # `__init__`, `_x` and the row `_Q_` of a board are no emphasis.
 _UNDERSCORES = re.compile(r"(?P<mark>__?)(?P<inner>[0-9]|[0-9A-Z].*\S)(?P=mark)", re.DOTALL)
+# Opens behind no word and closes before none: `x**2 + y**2` and the pattern `a/**/b` have none.
+_STRONG = re.compile(r"(?<![\w*/])\*\*(?=[^\s*/])((?:(?!\*\*)[^\n])*?)(?<![\s/])\*\*(?![\w*/])")
 _PAIRS = (
     ("**", "**"),
     ("*", "*"),
@@ -75,26 +77,31 @@ def plain(text: str) -> str:
     >>> plain("（Ｂ）\u200b ６ ٣ −5 x²")
     '(B) 6 3 -5 x²'
     """
-    return text if text.isascii() else _FOLDED.sub(lambda match: _fold(match.group()), text)
+    return text if text.isascii() else text.translate(_FOLDING)
 
 
 def plain_with_places(text: str) -> tuple[str, list[int] | None]:
-    """`plain(text)`, and for each of its characters where it stands in `text`; None where the two are one text."""
-    if text.isascii() or _FOLDED.search(text) is None:
-        return text, None
-    pieces: list[str] = []
-    places: list[int] = []
-    done = 0
-    for match in _FOLDED.finditer(text):
-        folded = _fold(match.group())
-        pieces += [text[done : match.start()], folded]
-        places += [*range(done, match.start()), *([match.start()] if folded else [])]
-        done = match.end()
-    return "".join([*pieces, text[done:]]), [*places, *range(done, len(text))]
+    """`plain(text)`, and where in `text` each of its characters stands; None where each has kept its place."""
+    folded = plain(text)
+    if len(folded) == len(text):
+        return folded, None
+    return folded, [place for place, character in enumerate(text) if _FOLDING[ord(character)]]
+
+
+class _Folding(dict[int, str]):
+    """Code point → its character, folded to at most one; filled as characters are met."""
+
+    def __missing__(self, code: int) -> str:
+        self[code] = folded = _fold(chr(code))
+        return folded
+
+
+_FOLDING = _Folding()
 
 
 def _fold(character: str) -> str:
-    """At most one character."""
+    if _FOLDED.match(character) is None:
+        return character
     if character in _SPELLED:
         return _SPELLED[character]
     if character.isdecimal():
@@ -109,21 +116,21 @@ def unwrap(text: str) -> str:
 
     Markup that does not close, or closes before the end, is part of the text. What would leave nothing stays.
 
-    >>> unwrap("**5**."), unwrap(r"\(\boxed{\text{B}}\)"), unwrap('"Yes".'), unwrap("**a** and **b**"), unwrap("C*")
-    ('5', 'B', 'Yes', '**a** and **b**', 'C*')
+    >>> unwrap("**5**."), unwrap(r"\(\boxed{\text{B}}\)"), unwrap('"Yes".'), unwrap("**5** or **6**"), unwrap("C*")
+    ('5', 'B', 'Yes', '5 or 6', 'C*')
     """
     text = text.strip()
     if len(text) > MAX_UNWRAP_CHARS:
         return text
     for _ in range(MAX_LEVELS):
-        inner = _without_end(_peeled(text)).strip()
+        inner = without_end(_peeled(text)).strip()
         if inner == text:
             break
         text = inner
-    return text
+    return _STRONG.sub(r"\1", text)
 
 
-def _without_end(text: str) -> str:
+def without_end(text: str) -> str:
     """Without one mark at the end; an ellipsis stays."""
     return text[:-1].rstrip() if len(text) > 1 and text[-1] in _ENDS and text[-2] not in _ENDS else text
 

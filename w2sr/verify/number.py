@@ -1,19 +1,21 @@
 r"""Numbers with a tolerance: exact arithmetic on what was written, with percent signs and units.
 
 An answer is right where |answer − reference| ≤ max(absolute, relative · |reference|). Thousands separators (commas,
-spaces, `\,`), scientific notation, fractions, currency signs and "million" are read; "1.234,5" is not, because a comma
-is never a decimal point here. A percent sign divides by 100; where only one side bears it and the other
-is at least 1, it may also be read as a unit ("50%" meets "50", "0.5%" does not meet "0.5"). A unit is text after the
-number: two units must be equal text, one alone is ignored, none is converted.
+spaces, `\,`), scientific notation, powers (`10^5`), fractions, mixed numbers (`2 1/2`, `2½`), currency signs and
+"million" are read; "1.234,5" is not, because a comma is never a decimal point here. A percent sign divides by 100;
+where only one side has it and the other is at least 1, it may also be read as a unit ("50%" meets "50", "0.5%" does
+not meet "0.5"). A unit is text after the number: two units must be equal text, one alone is ignored, none is converted.
 """
 
 from __future__ import annotations
 
 import re
+import unicodedata
 from fractions import Fraction
 from typing import NamedTuple
 
 from w2sr.types import Tolerance
+from w2sr.verify.markup import plain, unwrap
 
 EXACT = Tolerance()
 
@@ -24,9 +26,15 @@ _UNSIGNED = (
     r"(?:[0-9]{1,3}(?:(?P<separator>[, ])[0-9]{3})(?:(?P=separator)[0-9]{3})*(?![0-9])|[0-9]+)(?:\.[0-9]*)?|\.[0-9]+"
 )
 _PLAIN = re.compile(
-    rf"([+-]?) ?(?:{_UNSIGNED})(?:[eE](?P<e>[+-]?[0-9]{{1,3}})(?![0-9])| ?(?:×|x|\*) ?10\^?(?P<ten>[+-]?[0-9]{{1,3}}))?"
+    rf"([+-]?) ?(?:{_UNSIGNED})(?:[eE](?P<e>[+-]?[0-9]{{1,3}})(?![0-9])| ?(?:×|x|\*) ?10\^(?P<ten>[+-]?[0-9]{{1,3}}))?"
 )
 _FRACTION = re.compile(r"([+-]?) ?(?:frac)? ?\(?([0-9]+)(?:\)? ?/ ?\(?|\)\()([0-9]+)\)?(?![0-9.])")
+_MIXED = re.compile(r"([+-]?) ?([0-9]+) ([0-9]+)/([0-9]+)(?![0-9.])")
+_POWER = re.compile(r"([+-]?) ?([0-9]{1,9}(?:\.[0-9]{1,9})?)\^([+-]?[0-9]{1,3})(?![0-9.^])")
+_TEX_FRACTION = re.compile(r"\\[dtc]?frac\s*(?:\{([^{}]*)\}\s*\{([^{}]*)\}|([0-9])\s?([0-9]))")
+_SUPERSCRIPT = re.compile(r"(?<=[0-9])⁻?[⁰¹²³⁴-⁹]+")
+_SUPERSCRIPTS = str.maketrans("⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "-0123456789")
+_VULGAR = re.compile("[¼-¾⅐-⅞]")
 _WRAPPER = re.compile(r"\\(?:text|textbf|textrm|mathrm|mathbf|mbox|operatorname)(?![A-Za-z])")
 _LEAD = re.compile(r"(?:[A-Za-z]\w* ?=|=|≈|~|about|approximately|approx\.?|roughly|around)\s*", re.IGNORECASE)
 _PERCENT = re.compile(r" ?(?:%|percent|per cent)\.?", re.IGNORECASE)
@@ -54,7 +62,7 @@ def read_quantity(text: str) -> Quantity | None:
     if len(text) > MAX_NUMBER_CHARS:
         return None
     text = _plain_text(text)
-    number = _read_fraction(text) or _read_decimal(text)
+    number = _read_mixed(text) or _read_power(text) or _read_fraction(text) or _read_decimal(text)
     if number is None:
         return None
     value, rest = number
@@ -70,11 +78,30 @@ def read_quantity(text: str) -> Quantity | None:
 
 
 def _plain_text(text: str) -> str:
-    text = text.replace("−", "-").replace(r"\times", "×").replace(r"\cdot", "×").replace(r"\approx", "≈")
-    text = re.sub(r"\\[dt]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}", r"\1/\2", text.replace("{,}", ","))
+    text = re.sub("^–(?=[0-9.])", "-", unwrap(plain(text)))
+    text = text.replace(r"\times", "×").replace(r"\cdot", "×").replace(r"\approx", "≈").replace("**", "^")
+    text = _TEX_FRACTION.sub(lambda match: f" {match[1] or match[3]}/{match[2] or match[4]}", text.replace("{,}", ","))
+    text = _VULGAR.sub(lambda match: f" {Fraction(unicodedata.numeric(match[0])).limit_denominator(10)}", text)
+    text = _SUPERSCRIPT.sub(lambda match: "^" + match[0].translate(_SUPERSCRIPTS), text)
     text = re.sub(r"\\[,;:! ]|~(?=[0-9])", " ", _WRAPPER.sub(" ", text).replace(r"\%", "%").replace(r"\$", ""))
-    text = " ".join(re.sub(r"[{}$€£*_`]", "", text).split()).rstrip(".,;")
+    text = " ".join(re.sub(r"[{}$€£¥₹_`]", "", text).split()).rstrip(".,;")
     return text[found.end() :] if (found := _LEAD.match(text)) else text
+
+
+def _read_mixed(text: str) -> tuple[Fraction, str] | None:
+    match = _MIXED.match(text)
+    if match is None or not 0 < int(match.group(3)) < int(match.group(4)):
+        return None
+    value = int(match.group(2)) + Fraction(int(match.group(3)), int(match.group(4)))
+    return (-value if match.group(1) == "-" else value), text[match.end() :]
+
+
+def _read_power(text: str) -> tuple[Fraction, str] | None:
+    match = _POWER.match(text)
+    if match is None or (Fraction(match.group(2)) == 0 and int(match.group(3)) <= 0):
+        return None
+    value = Fraction(match.group(2)) ** int(match.group(3))
+    return (-value if match.group(1) == "-" else value), text[match.end() :]
 
 
 def _read_fraction(text: str) -> tuple[Fraction, str] | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from w2sr.verify.exact import normalize
+from w2sr.verify.markup import plain, unwrap
 
 _WORDS = {"yes": "yes", "true": "yes", "no": "no", "false": "no"}
 _LEADING = re.compile(r"(yes|true|no|false)(?=\s*(?:[.,;:!—–]|-\s|$))", re.IGNORECASE)
@@ -19,7 +20,7 @@ def read_yes_no(text: str) -> str:
     >>> [read_yes_no(text) for text in ("**Yes.**", "No, frost is rare.", r"\text{False}", "No one", "yes or no")]
     ['yes', 'no', 'no', '', '']
     """
-    text = _TEXT.sub(" ", text).strip()
+    text = _TEXT.sub(" ", unwrap(plain(text))).strip()
     if (whole := _WORDS.get(normalize(text))) is not None:
         return whole
     leading = _LEADING.match(text)
