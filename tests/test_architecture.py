@@ -15,7 +15,7 @@ FLOORS: list[set[str]] = [
     {"rows", "runs", "templates", "tokenizer", "tools", "shards", "slurm", "ranks"},
     {"traces", "problems", "packing", "verify", "puzzles", "losses", "logprobs"}
     | {"advantages", "results", "curriculum", "weight_files", "scaling", "stops"},
-    {"supervision", "decontaminate", "votes", "rewards"},
+    {"supervision", "decontaminate", "votes", "rewards", "conversation"},
     {"chat", "corruption", "selection"},
     {"token_cache", "trace_summary", "audit"},
     # engines

@@ -6,6 +6,8 @@ the joined text (after a prompt that ends in a space, "x" follows where joined t
 that put a space before every text put one before the completion. Training and generation pay it alike.
 
 Text is data: a problem or completion that spells `<|im_end|>` gets the tokens of that spelling, not the control token.
+The tokens that a chat template puts round a turn are control tokens, also where the tokenizer does not call them
+special; `<think>` and `</think>` are text, also where it does: they are kept in training and in decoding.
 
 Left out: more than one turn, tools, and images.
 """
@@ -22,19 +24,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jinja2 import TemplateError
-
+from w2sr.conversation import NAMED_OR_REPAIR, Conversation, RefusedText
 from w2sr.supervision import Supervision, Target, carries_loss, segment_of, target_of
 from w2sr.templates import NAMED_TEMPLATES, Template, jinja_template
-from w2sr.tokenizer import load_tokenizer
+from w2sr.tokenizer import THOUGHT_TOKENS, load_tokenizer, with_control_tokens
 from w2sr.types import Segment, Trace
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+_MARKER = re.compile(r"[<\[{(].*[>\]})]")
+"""How tokens look that are only there to give a conversation its form: `<|im_end|>`, `[INST]`."""
 PROBE_PROBLEM = "Tom has 12 naïve pens.\n\n<think>He loses 7</think>: how many are left? \\boxed{5}"
-_PLACEHOLDER = "PROBLEMPLACEHOLDER"
-_NAMED_OR_REPAIR = "Set template to qwen-base, qwen-instruct or simple, or repair the tokenizer's chat_template."
 
 
 class Chat:
@@ -48,9 +49,11 @@ class Chat:
             template what that puts after an assistant turn, else the tokenizer's end token.
         system: System prompt; None takes the template's default, "" has none.
         instruction: Text put right after the problem (`COT_INSTRUCTION`); None takes the template's default.
+        template_date: The day that a template which calls `strftime_now` shows, as 2026-11-30; None is today.
 
     Raises:
-        ValueError: The tokenizer has no chat template, no such token or no stop token, or the template is unknown.
+        ValueError: The tokenizer has no chat template, no such token or no stop token, the template is unknown, or what
+            it renders of a whole conversation does not continue the prompt (see `w2sr.conversation`).
     """
 
     def __init__(
@@ -61,21 +64,20 @@ class Chat:
         stop_token: str | None = None,
         system: str | None = None,
         instruction: str | None = None,
+        template_date: str | None = None,
     ) -> None:
-        self.tokenizer = tokenizer
+        self.tokenizer = self._original = tokenizer
         self.name = str(tokenizer.name_or_path)
         self.template: Template = "model" if template == "auto" else template
         self.vocabulary: dict[str, int] = tokenizer.get_vocab()
-        self._check_template()
-        _, default_system, default_instruction = NAMED_TEMPLATES.get(self.template, (None, "", ""))
-        self.system = default_system if system is None else system
-        self.instruction = default_instruction if instruction is None else instruction
-        if self.system and self.template == "simple":
-            raise ValueError(f"template=simple has no place for system={self.system!r}. Unset one of them.")
+        self.conversation = Conversation(tokenizer, self.template, system, instruction, template_date)
+        self.system, self.instruction = self.conversation.system, self.conversation.instruction
+        self.opened = self.conversation.opened
         self.stop_token = self._checked_stop_token(self._find_stop_token() if stop_token is None else stop_token)
         self.stop_token_id = self.vocabulary[self.stop_token]
         end_ids = [self.stop_token_id, tokenizer.eos_token_id]
         self.stop_token_ids: tuple[int, ...] = tuple(dict.fromkeys(end for end in end_ids if end is not None))
+        self.tokenizer = with_control_tokens(tokenizer, self._turn_tokens())
 
     @classmethod
     def load(
@@ -86,6 +88,7 @@ class Chat:
         stop_token: str | None = None,
         system: str | None = None,
         instruction: str | None = None,
+        template_date: str | None = None,
         trust_remote_code: bool = False,
     ) -> Chat:
         """Chat with the tokenizer of a model directory or hub name; see the class for the options.
@@ -95,30 +98,53 @@ class Chat:
                 `load_tokenizer`), or the options do not fit it.
         """
         tokenizer = load_tokenizer(model_name_or_path, trust_remote_code=trust_remote_code)
-        return cls(tokenizer, template=template, stop_token=stop_token, system=system, instruction=instruction)
+        return cls(
+            tokenizer,
+            template=template,
+            stop_token=stop_token,
+            system=system,
+            instruction=instruction,
+            template_date=template_date,
+        )
 
     def with_instruction(self, instruction: str) -> Chat:
         """The same chat with this text right after every problem."""
         return Chat(
-            self.tokenizer,
+            self._original,
             template=self.template,
             stop_token=self.stop_token,
             system=self.system,
             instruction=instruction,
+            template_date=self.template_date or None,
+        )
+
+    @property
+    def template_date(self) -> str:
+        """The day that prompts show, as 2026-11-30; "" where the template shows none."""
+        return self.conversation.template_date
+
+    @property
+    def thoughts_are_special(self) -> bool:
+        """Whether others who decode with this tokenizer lose `<think>` and `</think>`. `decode` keeps them."""
+        return any(
+            token.special and token.content in THOUGHT_TOKENS for token in self._original.added_tokens_decoder.values()
         )
 
     def render_prompt(self, problem: str) -> str:
         """The prompt of a problem as text, up to and including the generation marker."""
-        content = problem + self.instruction
-        if self.template in NAMED_TEMPLATES:
-            return NAMED_TEMPLATES[self.template][0](content, self.system)
-        return self._apply_own_template([{"role": "user", "content": content}], add_generation_prompt=True)
+        return self.conversation.prompt(problem)
 
     def prompt_ids(self, problem: str) -> list[int]:
         """Token ids of the prompt of a problem: the same at training and at generation."""
-        return self._prompts_ids([problem])[0]
+        return self.prompts_ids([problem])[0]
 
-    def _prompts_ids(self, problems: Sequence[str]) -> list[list[int]]:
+    def prompts_ids(self, problems: Sequence[str]) -> list[list[int]]:
+        """Token ids of the prompts of many problems.
+
+        Raises:
+            RefusedText: the chat template refuses a problem, or the problem spells a control token that the tokenizer
+                cannot hold as text.
+        """
         prompts_ids = self._encode([self.render_prompt(problem) for problem in problems], text_is_data=False)
         for at, problem in enumerate(problems):
             if self._control_text.search(problem):
@@ -127,13 +153,7 @@ class Chat:
 
     def _prompt_ids_in_pieces(self, problem: str) -> list[int]:
         """Ids of a prompt whose problem spells control tokens: the problem is tokenised apart, as data."""
-        pieces = self.render_prompt(_PLACEHOLDER).split(_PLACEHOLDER)
-        if len(pieces) != 2:
-            raise ValueError(
-                f"The problem {problem[:60]!r} spells a control token, and the chat template of {self.name!r} shows a "
-                f"problem {len(pieces) - 1} times instead of once. Remove the problem or choose template=simple."
-            )
-        head_ids, tail_ids = self._encode(pieces, text_is_data=False)
+        head_ids, tail_ids = self._encode(self.conversation.pieces(problem), text_is_data=False)
         problem_ids = self._encode([problem], text_is_data=True)[0]
         self._check_holds_no_control(f"The problem {problem[:60]!r}", problem_ids)
         return head_ids + problem_ids + tail_ids
@@ -147,12 +167,13 @@ class Chat:
 
         Other variants of `supervision` have fewer labels, or only the answer as completion: see `w2sr.supervision`.
         A trace that met the token limit (`finish_reason` "length") gets no stop token: a label there would teach the
-        student to stop in the middle of a sentence.
+        student to stop in the middle of a sentence. What the prompt already opens of the assistant's turn (`opened`)
+        is left out of the completion.
 
         Raises:
-            ValueError: The tokenizer's own chat template would delete text of the completion, or the completion holds
-                text that the tokenizer does not know or spells a stop token that is not special, or the trace has no
-                answer and the variant needs one. The trace is named.
+            RefusedText: Prompt and completion are not what the tokenizer's own chat template renders, or the completion
+                holds text that the tokenizer does not know, or spells a control token that it cannot hold as text.
+            ValueError: The trace has no answer and the variant needs one. Both name the trace.
         """
         return self._join(
             [(t.trace_id, t.problem, target_of(t, supervision), t.finish_reason != "length") for t in traces]
@@ -160,15 +181,20 @@ class Chat:
 
     def _join(self, texts: Sequence[tuple[str, str, Target, bool]]) -> list[Segment]:
         problems = list(dict.fromkeys(problem for _, problem, _, _ in texts))
-        prompts_ids = dict(zip(problems, self._prompts_ids(problems), strict=True))
-        encoded = self._encode_targets([target for _, _, target, _ in texts])
+        prompts_ids = dict(zip(problems, self.prompts_ids(problems), strict=True))
+        for segment_id, problem, target, _ in texts:
+            self.conversation.check(f"Trace {segment_id!r}", problem, target.text)
+        encoded = self._encode_targets([self._behind_prompt(target) for _, _, target, _ in texts])
         segments = []
         for (segment_id, problem, target, finished), (ids, loss) in zip(texts, encoded, strict=True):
-            self._check_survives(segment_id, problem, target.text)
-            self._check_completion_ids(segment_id, target.text, ids)
+            self._check_completion_ids(segment_id, self._behind_prompt(target).text, ids)
             end = [self.stop_token_id] if finished else []
             segments.append(segment_of(segment_id, prompts_ids[problem], ids + end, loss + [True for _ in end]))
         return segments
+
+    def _behind_prompt(self, target: Target) -> Target:
+        """What of a target stands behind the prompt, which may have opened a thought already."""
+        return target.behind(len(target.text) - len(target.text.removeprefix(self.opened)))
 
     def _encode_targets(self, targets: Sequence[Target]) -> Iterator[tuple[list[int], list[bool]]]:
         """Ids of each target, and which of them carry loss. Offsets take a while, and most targets need none."""
@@ -180,7 +206,8 @@ class Chat:
 
     def count_tokens(self, traces: Sequence[Trace]) -> list[int]:
         """Tokens of each completion, with the stop token that `segments` gives it."""
-        completions_ids = self._encode([trace.completion for trace in traces], text_is_data=True)
+        texts = [trace.completion.removeprefix(self.opened) for trace in traces]
+        completions_ids = self._encode(texts, text_is_data=True)
         pairs = zip(traces, completions_ids, strict=True)
         return [len(ids) + (trace.finish_reason != "length") for trace, ids in pairs]
 
@@ -211,10 +238,10 @@ class Chat:
         A named template is written as a chat template with its system prompt and instruction, so that `Chat.load` gives
         the same prompts. Beside the tokenizer's own template, `system` and `instruction` stay with the caller.
         """
-        tokenizer = copy.deepcopy(self.tokenizer)
+        tokenizer = copy.deepcopy(self._original)
         tokenizer.eos_token = self.stop_token
         if self.template in NAMED_TEMPLATES:
-            head, tail = self.render_prompt(_PLACEHOLDER).split(_PLACEHOLDER)
+            head, tail = self.conversation.pieces("")
             begin = tokenizer.bos_token if self._begin else ""
             ended = self.stop_token + ("\n" if self.template != "simple" else "")
             tokenizer.chat_template = jinja_template(begin + head, tail, ended)
@@ -228,6 +255,19 @@ class Chat:
                 f"{embedding_rows:,} rows. Use the tokenizer that belongs to the model."
             )
 
+    def check_positions(self, segments: Sequence[Segment], positions: int | None) -> None:
+        """Raises a ValueError if a segment is longer than the model's `positions` (None: the model does not say)."""
+        longest = max(segments, key=len, default=None)
+        if positions is None or longest is None or len(longest) <= positions:
+            return
+        num_long = sum(len(segment) > positions for segment in segments)
+        raise ValueError(
+            f"Trace {longest.segment_id!r} has {len(longest):,} tokens with its prompt; the model {self.name!r} has "
+            f"{positions:,} positions (max_position_embeddings). {num_long:,} of {len(segments):,} traces are longer "
+            f"than that. Set data.max_tokens={positions} with data.overlong=drop or data.overlong=truncate, leave such "
+            "traces out (data.gates.max_tokens), or train a model with more positions."
+        )
+
     def check_generation_stops(self, stop_token_ids: Iterable[int]) -> None:
         """Raises a ValueError unless generation ends on the stop token that the student is taught."""
         generation_ids = sorted(stop_token_ids)
@@ -238,35 +278,30 @@ class Chat:
                 f"generation config, or stop_token, so that both agree."
             )
 
-    def _check_template(self) -> None:
-        if self.template != "model" and self.template not in NAMED_TEMPLATES:
-            names = ", ".join(["auto", "model", *NAMED_TEMPLATES])
-            raise ValueError(f"template={self.template!r} is unknown. Choose one of {names}.")
-        if self.template == "model" and not self.tokenizer.chat_template:
-            chatml = {"<|im_start|>", "<|im_end|>"} <= self.vocabulary.keys()
-            fitting = "qwen-base, qwen-instruct or simple" if chatml else "simple"
-            raise ValueError(
-                f"The tokenizer of {self.name!r} has no chat template. Set template to {fitting}, or add a "
-                "chat_template to its tokenizer_config.json."
-            )
-        if self.template.startswith("qwen"):
-            missing = [token for token in ("<|im_start|>", "<|im_end|>") if token not in self.vocabulary]
-            if missing:
-                raise ValueError(
-                    f"template={self.template} needs the tokens {' and '.join(missing)}, which the tokenizer of "
-                    f"{self.name!r} lacks. Set template to simple, or to model if it has a chat template."
-                )
-
     def _find_stop_token(self) -> str | None:
+        """The token that the template puts behind an assistant's turn, else the tokenizer's end token."""
         if self.template.startswith("qwen"):
             return "<|im_end|>"
-        if self.template == "model":
-            turns = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": _PLACEHOLDER}]
-            _, _, after = self._apply_own_template(turns).rpartition(_PLACEHOLDER)
-            if control := self._control_text.search(after):
-                return control.group()
         end_token: str | None = self.tokenizer.eos_token
-        return end_token
+        after = self.conversation.turn.after.strip()
+        if not after:
+            return end_token
+        tokens = [token for token in self.tokenizer.get_added_vocab() if after.startswith(token)]
+        tokens += [after] if after in self.vocabulary else []
+        if not tokens:
+            raise ValueError(
+                f"The chat template of {self.name!r} ends an assistant's turn with {after[:60]!r}, which does not "
+                f"begin with a token of its own: generation could not stop on it. {NAMED_OR_REPAIR} Or set stop_token "
+                f"to a token of the tokenizer, such as its end token {end_token!r}."
+            )
+        return max(tokens, key=len)
+
+    def _turn_tokens(self) -> list[str]:
+        """The added tokens that the template puts round a problem and a completion, and the stop token."""
+        around = "" if self.template == "simple" else self.conversation.surroundings
+        added = self.tokenizer.get_added_vocab()
+        markers = {token for token in added if token in around and _MARKER.fullmatch(token)}
+        return sorted({*markers, self.stop_token}.difference(THOUGHT_TOKENS))
 
     def _checked_stop_token(self, stop_token: str | None) -> str:
         if stop_token is None:
@@ -283,29 +318,12 @@ class Chat:
             )
         return stop_token
 
-    def _check_survives(self, segment_id: str, problem: str, completion: str) -> None:
-        """Raises if the tokenizer's own template deletes text from an assistant turn (whitespace does not count).
-
-        Our segments keep the whole completion, but a chat with the student through that template would not.
-        """
-        if self.template in NAMED_TEMPLATES:
-            return
-        turns = [{"role": "user", "content": problem}, {"role": "assistant", "content": completion}]
-        if "".join(completion.split()) in "".join(self._apply_own_template(turns).split()):
-            return
-        thought = completion.partition("</think>")
-        lost = f"everything up to </think>, {len(thought[0]) + 8:,} of" if thought[1] else "or changes some of"
-        raise ValueError(
-            f"Trace {segment_id!r}: the chat template of {self.name!r} deletes {lost} {len(completion):,} characters "
-            f"of the completion: the student's reasoning would be lost. {_NAMED_OR_REPAIR}"
-        )
-
     def _check_completion_ids(self, segment_id: str, completion: str, ids: list[int]) -> None:
         unknown_id = self.tokenizer.unk_token_id
         if unknown_id is not None and unknown_id in ids:
             encoded = self.tokenizer(completion, add_special_tokens=False, return_offsets_mapping=True)
             start, stop = encoded["offset_mapping"][encoded["input_ids"].index(unknown_id)]
-            raise ValueError(
+            raise RefusedText(
                 f"Trace {segment_id!r}: the tokenizer of {self.name!r} does not know {completion[start:stop]!r} in the "
                 f"completion ({ids.count(unknown_id)} such tokens). Remove the trace or use another tokenizer."
             )
@@ -314,7 +332,7 @@ class Chat:
     def _check_holds_no_control(self, what: str, ids: list[int]) -> None:
         """Raises where text as data gave a control token: a stop token that is not special, or a word-level one."""
         for at in self._control_ids.intersection(ids):
-            raise ValueError(
+            raise RefusedText(
                 f"{what} spells {self.tokenizer.convert_ids_to_tokens(at)!r}, a control token that the tokenizer of "
                 f"{self.name!r} cannot hold as text. Remove it from the text."
             )
@@ -322,7 +340,8 @@ class Chat:
     @cached_property
     def _control_tokens(self) -> list[str]:
         added = self.tokenizer.added_tokens_decoder.values()
-        return sorted({token.content for token in added if token.special} | set(self.tokenizer.all_special_tokens))
+        special = {token.content for token in added if token.special} | set(self.tokenizer.all_special_tokens)
+        return sorted(special.difference(THOUGHT_TOKENS))
 
     @cached_property
     def _control_ids(self) -> frozenset[int]:
@@ -348,16 +367,3 @@ class Chat:
     def _encoded(self, texts: Sequence[str], text_is_data: bool, **options: bool) -> Any:
         options |= {"return_attention_mask": False, "return_token_type_ids": False, "verbose": False}
         return self.tokenizer(list(texts), add_special_tokens=False, split_special_tokens=text_is_data, **options)
-
-    def _apply_own_template(self, turns: list[dict[str, str]], *, add_generation_prompt: bool = False) -> str:
-        system = [{"role": "system", "content": self.system}] if self.system else []
-        try:
-            text = self.tokenizer.apply_chat_template(
-                system + turns, tokenize=False, add_generation_prompt=add_generation_prompt
-            )
-        except TemplateError as error:
-            roles = [turn["role"] for turn in system + turns]
-            raise ValueError(
-                f"The chat template of {self.name!r} refuses the turns {roles}: {error}. {_NAMED_OR_REPAIR}"
-            ) from error
-        return str(text)

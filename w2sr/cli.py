@@ -26,7 +26,7 @@ from lightning.pytorch.strategies import StrategyRegistry
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from w2sr import verbs
+from w2sr import runs, verbs
 from w2sr.config_errors import Parser, config_letter
 from w2sr.rows import nearest
 from w2sr.runs import (
@@ -105,6 +105,7 @@ class W2SRCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """From here on SLURM may ask for a requeue. Until now the parser would take it for a flaw of a value."""
         let_requeue_through()
+        runs.set_run_date(*(self._get(self.config, key) for key in ("model", "trainer", "ckpt_path")))
 
     def before_fit(self) -> None:
         """Refuses a run directory that another process trains in, or that holds a run, unless this one goes on from its
@@ -173,7 +174,7 @@ class W2SRCLI(LightningCLI):
                 "time: the loaders give each process its own share already. Remove the key, or set it to false."
             )
         _refuse_automatic_optimization(wanted)
-        folder = wanted.get("default_root_dir") or "runs/unnamed"
+        folder = wanted.get("default_root_dir") or runs.UNNAMED
         if wanted.get("logger") in (None, True):
             kwargs["logger"] = TensorBoardLogger(folder, name="", version="")
         if SLURMEnvironment.detect():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from w2sr.chat import Chat
 from w2sr.rollouts import Generator, sample_requests
@@ -43,28 +44,48 @@ def evaluate(
     for completion in generator.stream(requests, sampling):
         waiting.append(completion)
         if len(waiting) == VERIFY_CHUNK:
-            yield from _records(waiting, by_id, verifiers)
+            yield from _records(waiting, by_id, verifiers, chat.opened)
             waiting = []
-    yield from _records(waiting, by_id, verifiers)
+    yield from _records(waiting, by_id, verifiers, chat.opened)
 
 
 def _records(
-    completions: Sequence[Completion], by_id: Mapping[str, Problem], verifiers: Mapping[str, Verifier]
+    completions: Sequence[Completion], by_id: Mapping[str, Problem], verifiers: Mapping[str, Verifier], opened: str
 ) -> Iterator[EvalRecord]:
-    for completion, verdict in graded(completions, by_id, verifiers):
+    for completion, verdict in graded(completions, by_id, verifiers, opened):
         yield _record(by_id[completion.problem_id], completion, verdict)
 
 
 def graded(
-    completions: Sequence[Completion], by_id: Mapping[str, Problem], verifiers: Mapping[str, Verifier]
+    completions: Sequence[Completion],
+    by_id: Mapping[str, Problem],
+    verifiers: Mapping[str, Verifier],
+    opened: str = "",
 ) -> Iterator[tuple[Completion, Verdict]]:
-    """Each completion with its verdict, those of one source side by side."""
+    """Each completion with its verdict, those of one source side by side.
+
+    Args:
+        completions: as an engine gives them.
+        by_id: the problem of each id.
+        verifiers: one for each source.
+        opened: what the prompt holds of the assistant's turn (`Chat.opened`). It is put in front of the text, so that
+            a thought that never ends is not read as an answer.
+    """
     by_source: dict[str, list[Completion]] = {}
     for completion in completions:
-        by_source.setdefault(by_id[completion.problem_id].source, []).append(completion)
+        source = by_id[completion.problem_id].source
+        by_source.setdefault(source, []).append(_whole_turn(completion, opened))
     for source, group in by_source.items():
         pairs = [(completion.text, by_id[completion.problem_id].reference_answer) for completion in group]
         yield from zip(group, verifiers[source].verify_all(pairs), strict=True)
+
+
+def _whole_turn(completion: Completion, opened: str) -> Completion:
+    """The completion with the text that its prompt had already opened. A chat server may have put it back already."""
+    if not opened or completion.text.startswith(opened):
+        return completion
+    spans = tuple((start + len(opened), end + len(opened)) for start, end in completion.no_loss_spans)
+    return replace(completion, text=opened + completion.text, no_loss_spans=spans)
 
 
 def _record(problem: Problem, completion: Completion, verdict: Verdict) -> EvalRecord:

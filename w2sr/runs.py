@@ -10,8 +10,11 @@ import sys
 import time
 import zipfile
 from collections.abc import Callable, Sequence
+from datetime import date
 from pathlib import Path
 from typing import IO, Any, NamedTuple, NoReturn
+
+import yaml
 
 from w2sr import __version__
 
@@ -24,6 +27,8 @@ FORMAT = 1
 """What checkpoints are written as. Code that does not know a newer one refuses it."""
 FINISHED = "finished.json"
 """The file of a run directory that says that its run came to its end, and with how many steps."""
+UNNAMED = "runs/unnamed"
+"""The run directory where the configuration names none."""
 
 
 OUTSIDE = "Stopped outside of training: no checkpoint is written. What lies in the run directory stays."
@@ -178,6 +183,50 @@ def mark_unfinished(folder: Path) -> None:
 def holds_a_run(folder: Path) -> bool:
     """Whether a run has begun in this directory."""
     return (folder / "config.yaml").exists()
+
+
+def set_run_date(model: Any, trainer: Any, checkpoint: str | None) -> None:
+    """Writes the day that chat templates show into a configuration: a run and a trace store have one. See `run_date`.
+
+    Args:
+        model, trainer: the configuration's, as it is saved with the run.
+        checkpoint: its `ckpt_path`.
+    """
+    options = (model or {}).get("init_args") or {}
+    if "template_date" in options:
+        folder = Path((trainer or {}).get("default_root_dir") or UNNAMED)
+        options["template_date"] = run_date(options["template_date"], folder, checkpoint)
+
+
+def run_date(wanted: str | None, folder: Path, checkpoint: str | None) -> str:
+    """The day that the chat templates of a run show: as wanted, else that of the run that goes on, else today.
+
+    Args:
+        wanted: `model.template_date` of the configuration.
+        folder: the run directory. A run that goes on there, and a trace store that is completed, keep their day.
+        checkpoint: `ckpt_path`; a run that goes on in another directory keeps the day too.
+
+    Raises:
+        ValueError: the run that goes on has another day than the wanted one.
+    """
+    folders = [folder] if checkpoint in (None, "last") else [folder, Path(str(checkpoint)).parent.parent]
+    for place in folders:
+        kept = _kept_date(place / "config.yaml")
+        if kept and wanted and kept != wanted and checkpoint:
+            raise ValueError(
+                f"model.template_date={wanted}, and the run in {place} that goes on has {kept}: its prompts would "
+                f"change. Set model.template_date={kept}, or leave it out."
+            )
+        if kept and not wanted:
+            return kept
+    return wanted or date.today().isoformat()
+
+
+def _kept_date(config: Path) -> str | None:
+    """The `model.template_date` of a run's configuration."""
+    content = yaml.safe_load(config.read_text()) if config.is_file() else {}
+    kept = ((content.get("model") or {}).get("init_args") or {}).get("template_date")
+    return None if kept is None else str(kept)
 
 
 def where_it_stands(folder: Path) -> str:

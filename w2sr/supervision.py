@@ -51,6 +51,19 @@ class Target(NamedTuple):
         """Whether every token carries loss."""
         return self.taught is None and not self.silent
 
+    def behind(self, num: int) -> Target:
+        """The target without its first `num` characters.
+
+        >>> Target("<think>so 5", taught=(10, 11), silent=((0, 9),)).behind(7)
+        Target(text='so 5', taught=(3, 4), silent=((0, 2),))
+        """
+        taught, *silent = [span and _moved(span, num) for span in (self.taught, *self.silent)]
+        return Target(self.text[num:], taught, tuple(span for span in silent if span))
+
+
+def _moved(span: Span, num: int) -> Span:
+    return (max(span[0] - num, 0), max(span[1] - num, 0))
+
 
 def target_of(trace: Trace, supervision: Supervision) -> Target:
     """What of a trace teaches under a variant.

@@ -1,4 +1,4 @@
-"""How a problem becomes a prompt: the paper's three templates."""
+"""How a problem becomes a prompt: the paper's three templates, and the pieces that a saved one is made of."""
 
 from __future__ import annotations
 

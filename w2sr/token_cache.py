@@ -34,7 +34,7 @@ from w2sr.chat import Chat
 from w2sr.supervision import Supervision, labels_of, target_of
 from w2sr.types import IGNORE_INDEX, Segment, Trace
 
-FORMAT = "w2sr-tokens-2"
+FORMAT = "w2sr-tokens-3"
 HEADER = "header.json"
 ARRAYS = {"input_ids": np.int32, "offsets": np.int64, "loss": np.bool_}
 CHUNK = 4096

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import json
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import try_to_load_from_cache
 from tokenizers import Tokenizer
@@ -18,6 +21,9 @@ PROBE_TEXT = "Tom has 12 naïve pens.\n\n  So 1,024 kites – 濡? \\boxed{\\fra
 """Words, digits, punctuation, spaces, LaTeX and other scripts: what classes of tokenizers split differently."""
 NUM_PROBE_TOKENS = 64
 """So many tokens of the vocabulary are probed as text too: a small one may know no word of the text above."""
+
+THOUGHT_TOKENS = ("<think>", "</think>")
+"""What encloses reasoning. It is text of a completion, also where a tokenizer calls it special."""
 
 
 def load_tokenizer(model_name_or_path: str | Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
@@ -78,3 +84,25 @@ def _vocabulary_text(tokenizer: PreTrainedTokenizerBase, own: Tokenizer) -> str:
     vocabulary = own.get_vocab(with_added_tokens=False)
     ordinary = sorted(vocabulary.keys() - control, key=vocabulary.__getitem__)
     return " ".join(ordinary[:: max(1, len(ordinary) // NUM_PROBE_TOKENS)])
+
+
+def with_control_tokens(tokenizer: PreTrainedTokenizerBase, control: Iterable[str]) -> PreTrainedTokenizerBase:
+    """The tokenizer with these of its added tokens special, and `<think>` and `</think>` not.
+
+    Special tokens are dropped in decoding, and text that spells one is data. A token that ends a turn must be one of
+    them. `<think>` must not: without it, a thought would be read as the answer.
+
+    Args:
+        tokenizer: is left as it is; it is returned itself where nothing changes.
+        control: tokens to make special. Those that are ordinary words of the vocabulary stay what they are.
+    """
+    wanted = dict.fromkeys(control, True) | dict.fromkeys(THOUGHT_TOKENS, False)
+    added = tokenizer.added_tokens_decoder.values()
+    if all(token.special == wanted.get(token.content, token.special) for token in added):
+        return tokenizer
+    changed: Any = copy.deepcopy(tokenizer)
+    description = json.loads(changed.backend_tokenizer.to_str())
+    for token in description["added_tokens"]:
+        token["special"] = wanted.get(token["content"], token["special"])
+    changed._tokenizer = Tokenizer.from_str(json.dumps(description))
+    return changed

@@ -45,6 +45,17 @@ def test_a_trace_longer_than_a_row_is_named(tiny_world: Any, traces: list[Trace]
         likelihoods(load_student(str(tiny_world.student)), traces, max_tokens=50)
 
 
+def test_a_trace_beyond_the_students_positions_is_named(tiny_world: Any, traces: list[Trace]) -> None:
+    student = load_student(str(tiny_world.student))
+    longest = max(student.chat.segments(traces), key=len)
+    student.policy.lm.config.max_position_embeddings = len(longest)
+    assert len(likelihoods(student, traces, max_tokens=230)) == 9
+    student.policy.lm.config.max_position_embeddings = len(longest) - 1
+    said = rf"'{longest.segment_id}' has {len(longest)} tokens with its prompt; .* has {len(longest) - 1} positions"
+    with pytest.raises(ValueError, match=said):
+        likelihoods(student, traces, max_tokens=230)
+
+
 def test_a_completion_without_tokens_has_no_likelihood(tiny_world: Any, traces: list[Trace]) -> None:
     student = load_student(str(tiny_world.student))
     silent = replace(traces[0], completion="", finish_reason="length")

@@ -193,7 +193,8 @@ def test_a_problem_is_only_text_too(name: str, request: pytest.FixtureRequest) -
 
 
 def test_a_template_that_shows_a_problem_twice_cannot_hold_control_text() -> None:
-    chat = Chat(tiny_tokenizer("{{ messages[0].content + ' so ' + messages[0].content + ' <end>' }}"))
+    twice = "{{ m.content + ' so ' + m.content + ' <end> ' if m.role == 'user' else m.content + ' <end>' }}"
+    chat = Chat(tiny_tokenizer("{% for m in messages %}" + twice + "{% endfor %}"))
     assert chat.prompt_ids("how many ?")[:4] == ids("how", "many", "?", "so")
     with pytest.raises(ValueError, match=r"'how <end>' spells a control token, .* shows a problem 2 times"):
         chat.prompt_ids("how <end>")
@@ -235,7 +236,7 @@ def test_a_stop_token_that_is_none_names_the_nearest(qwen: Chat) -> None:
 
 
 def test_a_tokenizer_without_any_end_says_so() -> None:
-    tokenizer = tiny_tokenizer("{{ messages[-1].content }}")
+    tokenizer = tiny_tokenizer("{% for m in messages %}{{ m.content + ' ' }}{% endfor %}")
     tokenizer.eos_token = None
     with pytest.raises(ValueError, match=r"has no end token and its template ends no turn. Set stop_token"):
         Chat(tokenizer)
@@ -348,13 +349,13 @@ def test_template_hash_changes_with_everything_that_changes_ids() -> None:
         chat(instruction=" step by step"),
         chat(stop_token="plain_end"),
         chat(template="simple"),
-        Chat(tiny_tokenizer(PLAIN_TEMPLATE.replace("<bot> ", "<go> "))),
-        Chat(tiny_tokenizer(PLAIN_TEMPLATE.replace("'<bot>' }}", "'<go>' }}"))),
+        Chat(tiny_tokenizer(PLAIN_TEMPLATE.replace("<end> ' }}{% else", "<end> <go> ' }}{% else"))),
+        Chat(tiny_tokenizer(PLAIN_TEMPLATE.replace("<bot>", "<go>"))),
         Chat(other_words),
         Chat(other_tokenising),
     ]
     hashes = [variant.template_hash for variant in variants]
-    # The sixth changes the assistant turn alone, which no id of ours comes from.
+    # The sixth changes what follows the end of the assistant turn, which no id of ours comes from.
     assert hashes[5] == hashes[0]
     assert len(set(hashes)) == len(hashes) - 1
     assert chat().template_hash == hashes[0]

@@ -10,7 +10,7 @@ import pytest
 
 from w2sr.chat import Chat
 from w2sr.evaluation import VERIFY_CHUNK, evaluate
-from w2sr.miniature.tokenizer import build_tokenizer
+from w2sr.miniature.tokenizer import CHAT_TEMPLATE, build_tokenizer
 from w2sr.types import Completion, Problem, SampleRequest, Sampling
 from w2sr.verify import Verifier
 
@@ -53,6 +53,23 @@ TEXTS = {
     ("sums/2", 0): "it goes on and on...",
     ("sums/2", 1): r"\boxed{7} and then...",
 }
+
+
+def test_what_the_prompt_opened_is_part_of_the_text() -> None:
+    """A thought that the prompt began and the limit cut off is not read as an answer."""
+    opens = CHAT_TEMPLATE.replace("<|im_start|>assistant\n{% endif %}", "<|im_start|>assistant\n<think>\n{% endif %}")
+    tokenizer = build_tokenizer()
+    tokenizer.chat_template = opens
+    opening = Chat(tokenizer)
+    assert opening.opened == "<think>\n"
+    texts = {**TEXTS, ("sums/1", 1): "so \\boxed{13}</think>\\boxed{12}", ("sums/2", 1): "<think>\n\\boxed{7}</think>7"}
+    done = evaluate(PROBLEMS, opening, Scripted(texts), VERIFIERS, Sampling(), 2)
+    records = {(r.problem_id, r.sample_index): r for r in done}
+    assert (
+        records["sums/1", 0].verdict == "no_answer" and records["sums/1", 0].completion == "<think>\nso \\boxed{12.0}"
+    )
+    assert records["sums/1", 1].verdict == "correct"
+    assert records["sums/2", 1].completion == texts["sums/2", 1], "a server that put it back"
 
 
 def test_every_field_of_a_record(chat: Chat) -> None:

@@ -42,6 +42,7 @@ def test_the_first_writes_and_the_next_agrees(tmp_path: Path) -> None:
         ({"teacher": "weak-8"}, "teacher: there 'weak-7', here 'weak-8'"),
         ({"sampling": {**RECIPE.sampling, "seed": 6}}, "sampling.seed: there 5, here 6"),
         ({"template_hash": "f"}, "template_hash: there '0123456789abcdef', here 'f'"),
+        ({"template_date": "2026-12-01", "template_hash": "f"}, "template_date: there '', here '2026-12-01'"),
         ({"problems": {}}, "problems.toy.num_problems: there 9, here None"),
         ({"problems_by_shard": [9]}, "number of shards: there 2, here 1"),
         ({"problems_by_shard": [4, 6]}, "problems_by_shard: there [4, 5], here [4, 6]"),
@@ -52,6 +53,21 @@ def test_another_recipe_is_refused_with_what_differs(tmp_path: Path, changes: di
     with pytest.raises(ValueError, match="holds traces that were made otherwise") as refusal:
         claim(tmp_path, replace(RECIPE, **changes))
     assert said in [line.strip() for line in str(refusal.value).splitlines()]
+    assert read_recipe(tmp_path) == RECIPE
+
+
+def test_another_day_is_named_and_not_the_hash_of_it(tmp_path: Path) -> None:
+    claim(tmp_path, replace(RECIPE, template_date="2026-11-30"))
+    with pytest.raises(ValueError, match="template_date: there '2026-11-30', here '2026-12-01'") as refusal:
+        claim(tmp_path, replace(RECIPE, template_date="2026-12-01", template_hash="f"))
+    assert "template_hash" not in str(refusal.value)
+
+
+def test_a_recipe_from_before_dates_is_read(tmp_path: Path) -> None:
+    claim(tmp_path, RECIPE)
+    content = json.loads((tmp_path / "recipe.json").read_text())
+    del content["template_date"]
+    (tmp_path / "recipe.json").write_text(json.dumps(content))
     assert read_recipe(tmp_path) == RECIPE
 
 

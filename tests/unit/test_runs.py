@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import sys
+from datetime import date
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from w2sr.runs import (
     mark_unfinished,
     newest_checkpoint,
     read_label,
+    run_date,
     ways_on,
     where_it_stands,
 )
@@ -38,6 +40,28 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(sys, "argv", ["lightning_cli.py"])
     (tmp_path / "demo").mkdir()
     return tmp_path / "demo"
+
+
+def test_a_run_that_goes_on_keeps_its_day(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Clock(date):
+        @classmethod
+        def today(cls) -> Clock:
+            return cls(2026, 12, 1)
+
+    monkeypatch.setattr("w2sr.runs.date", Clock)
+    new, old = tmp_path / "new", tmp_path / "old"
+    old.mkdir()
+    (old / "config.yaml").write_text("model: {init_args: {template_date: 2026-11-30}}")  # YAML reads a date
+    assert run_date(None, new, None) == run_date(None, new, "last") == "2026-12-01"
+    assert run_date("2024-07-26", new, None) == "2024-07-26"
+    assert run_date(None, old, None) == run_date(None, old, "last") == "2026-11-30"
+    assert run_date(None, new, str(old / "checkpoints" / "step=4.ckpt")) == "2026-11-30"
+    with pytest.raises(
+        ValueError, match=r"model.template_date=2024-07-26, and the run in .*old that goes on has 2026-"
+    ):
+        run_date("2024-07-26", old, "last")
+    (old / "config.yaml").write_text("model: {init_args: {student: a}}")  # of an older version
+    assert run_date(None, old, "last") == "2026-12-01"
 
 
 def test_a_label_is_read_without_the_weights_and_torch_passes_over_it(tmp_path: Path) -> None:

@@ -70,7 +70,11 @@ class FinalTable(L.Callback):
         show(results, Path(trainer.default_root_dir))
 
     def _teacher(self, trainer: L.Trainer, pl_module: Any) -> RunResult:
-        chat = Chat.load(pl_module.teacher, trust_remote_code=pl_module.trust_remote_code)
+        chat = Chat.load(
+            pl_module.teacher,
+            template_date=pl_module.template_date,
+            trust_remote_code=pl_module.trust_remote_code,
+        )
         teacher = frozen_policy(pl_module, pl_module.teacher, chat, trust_remote_code=pl_module.trust_remote_code)
         return self._arm(trainer, "teacher", pl_module.teacher, teacher, chat)
 

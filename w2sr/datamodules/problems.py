@@ -11,6 +11,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader
 
 from w2sr.curriculum import Curriculum, ProblemStream
+from w2sr.datamodules.refusals import askable
 from w2sr.datamodules.sources import OnBadReference, build_verifiers, load_problems, problem_loader
 from w2sr.decontaminate import Overlap, decontaminate
 from w2sr.rows import OnBadRow, problem_hash
@@ -45,7 +46,8 @@ class ProblemDataModule(L.LightningDataModule):
             `Overlap`; `{}` takes its defaults). Without it an equal problem stops the run.
         traces, step_sequences, max_tokens: not used here; data overlays name them for the module that trains on traces.
         batch_problems: problems of a batch of `validation` or `benchmarks`; the engine refills its slots inside one.
-        on_bad_row: an unreadable row stops the run, or is skipped and counted.
+        on_bad_row: a row that cannot be read, or that the tokenizer or the chat template cannot hold, stops the run, or
+            is skipped and counted.
         on_bad_reference: likewise a reference answer that cannot be used.
         timeout_s: seconds that the verifier may spend on one answer.
         seed: of the order of training problems, and of the option shuffle of multiple-choice problems.
@@ -121,7 +123,9 @@ class ProblemDataModule(L.LightningDataModule):
                 f"{len(twice):,} problem ids are in more than one of {', '.join(files)}, the first {twice[0]!r}. Ids "
                 "must be unique in a run: leave columns.problem_id out, and they are made of source and problem."
             )
-        return problems
+        # a module that renders no prompts has no chat
+        chat = getattr(self.trainer and self.trainer.lightning_module, "chat", None)
+        return problems if chat is None else askable(problems, chat, self.on_bad_row)
 
     def _apart(self, problems: list[Problem]) -> list[Problem]:
         """The training problems that may be trained on."""

@@ -15,12 +15,15 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from torch.utils.data import DataLoader
 
 from w2sr.chat import Chat
+from w2sr.conversation import RefusedText
 from w2sr.corruption import Corruption
+from w2sr.datamodules.refusals import SKIP, askable, teachable
 from w2sr.datamodules.sources import OnBadReference, build_verifiers, load_problems, load_traces, problem_loader
 from w2sr.datamodules.steps import HeldOutSteps, StepDataset, StepLoader, check_same_steps
 from w2sr.decontaminate import Decontamination, Overlap, decontaminate
 from w2sr.locations import locate, locate_model
 from w2sr.packing import Overlong, handle_overlong
+from w2sr.policy import context_length
 from w2sr.rows import OnBadRow
 from w2sr.scores import scores_for, student_hash
 from w2sr.selection import Gates, Selection, select
@@ -65,7 +68,8 @@ class TraceDataModule(L.LightningDataModule):
         window: optimizer steps that are packed together; more fill rows better.
         overlong: what happens to a trace longer than a row: `error`, `drop` or `truncate`.
         pad_rows: fill every row up to max_tokens (one shape for a compiled model).
-        on_bad_row: an unreadable row stops the run, or is skipped and counted.
+        on_bad_row: a row that cannot be read, or that the tokenizer or the chat template cannot hold, stops the run, or
+            is skipped and counted.
         on_bad_reference: likewise a reference answer that cannot be used.
         timeout_s: seconds that the verifier may spend on one answer.
         batch_problems: validation problems of a batch.
@@ -136,6 +140,10 @@ class TraceDataModule(L.LightningDataModule):
         )
         traces = self._answered(self._decontaminated(traces))
         chat: Chat = cast(Any, self._trainer.lightning_module).chat
+        self.validation_problems = askable(self.validation_problems, chat, self.on_bad_row)
+        self.test_problems = askable(self.test_problems, chat, self.on_bad_row)
+        if self.on_bad_row == "skip":  # else the selected ones are checked where they are tokenised
+            traces = teachable(traces, chat, self.supervision, self.on_bad_row)
         if self.gates.need_tokens:
             traces = with_token_counts(traces, chat)
         # vars, not asdict: the parts of a mixture stay what they are
@@ -146,12 +154,13 @@ class TraceDataModule(L.LightningDataModule):
                 f"{self.selection.num_label_free:,} of {len(self.selection.traces):,} selected traces have a "
                 "label-free verdict: other answers were counted, and no reference answer was looked at."
             )
-        segments = cached_segments(chat, self.selection.traces, self._cache_folder(), supervision=self.supervision)
+        segments = self._segments(chat, self.selection.traces)
         sides: dict[bool, list[Segment]] = {True: [], False: []}
         for trace, segment in zip(self.selection.traces, segments, strict=True):
             sides[self._is_held_out(trace)].append(segment)
         self.train_segments, self._overlong_report = self._fitting(sides[False])
         self.held_out_segments, _ = self._fitting(sides[True])
+        chat.check_positions([*self.train_segments, *self.held_out_segments], self._positions())
         if self._overlong_report:
             rank_zero_info(self._overlong_report)
         rank_zero_info(self._supervision_report())
@@ -219,12 +228,24 @@ class TraceDataModule(L.LightningDataModule):
             )
         ]
 
+    def _segments(self, chat: Chat, traces: Sequence[Trace]) -> list[Segment]:
+        try:
+            return cached_segments(chat, traces, self._cache_folder(), supervision=self.supervision)
+        except RefusedText as error:
+            raise RefusedText(f"{error} {SKIP}") from error
+
+    def _positions(self) -> int | None:
+        """Positions of the student; None where its configuration does not say."""
+        module = cast(Any, self._trainer.lightning_module)
+        return context_length(module.student, trust_remote_code=module.trust_remote_code)
+
     def _scores(self, traces: Sequence[Trace]) -> dict[str, dict[str, float]]:
         """The scores that the gates ask for. A likelihood is by the student of this run."""
         if not self.gates.need_scores:
             return {}
         module = cast(Any, self._trainer.lightning_module)
         options = [("template", module.template), ("stop_token", module.stop_token)]
+        options += [("template_date", module.chat.template_date or None)]
         said = "".join(f" --{name} '{value}'" for name, value in options if value not in (None, "auto", "model"))
         stores = [path for file in self.traces if is_store(path := locate(file.path))]
         table, lines = scores_for(

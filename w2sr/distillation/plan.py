@@ -63,6 +63,7 @@ def make_recipe(
         stop_token=chat.stop_token,
         instruction=chat.instruction,
         template_hash=chat.template_hash,
+        template_date=chat.template_date,
         sampling=json.loads(json.dumps(asdict(sampling))),  # as it is read back: lists, no tuples
         calculator={} if calculator is None else asdict(calculator),
         num_samples=num_samples,

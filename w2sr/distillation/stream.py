@@ -20,11 +20,12 @@ WAIT_S = 1.0
 
 
 class Stamp(NamedTuple):
-    """Where a trace comes from, beside its sampling."""
+    """Where a trace comes from, beside its sampling. `opened`: what the prompt held of its text (`Chat.opened`)."""
 
     teacher: str
     template_hash: str
     engine: str
+    opened: str = ""
 
 
 def distill(
@@ -47,7 +48,7 @@ def distill(
     """
     settings = json.dumps(asdict(sampling))
     for completions, seconds in _chunks(generator.stream(requests, sampling)):
-        for completion, verdict in graded(completions, problems, verifiers):
+        for completion, verdict in graded(completions, problems, verifiers, stamp.opened):
             yield _trace(problems[completion.problem_id], completion, verdict, sampling.seed, settings, stamp, seconds)
 
 

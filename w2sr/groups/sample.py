@@ -36,8 +36,11 @@ def verified_groups(
     requests: Sequence[SampleRequest],
     completions: Sequence[Completion],
     verifiers: Mapping[str, Verifier],
+    opened: str = "",
 ) -> list[RolloutGroup]:
     """The groups of `group_requests`, in its order, from an engine's completions in any order.
+
+    `opened`: what the prompt holds of the assistant's turn (`Chat.opened`); it is put in front of each text.
 
     Raises:
         ValueError: a source has no verifier.
@@ -47,7 +50,7 @@ def verified_groups(
     by_id = {problem.problem_id: problem for problem in problems}
     done = {
         (completion.problem_id, completion.sample_index): (completion, verdict)
-        for completion, verdict in graded(completions, by_id, verifiers)
+        for completion, verdict in graded(completions, by_id, verifiers, opened)
     }
     rollouts = [
         Rollout(by_id[request.problem_id], request.prompt_ids, *done[request.problem_id, request.sample_index])

@@ -155,7 +155,7 @@ class Collector:
                     completions = list(generator.stream(requests, self.sampling))
                 check_rollouts(completions, number, self.max_staleness)
                 with self.phases("verify"):
-                    groups = verified_groups(problems, requests, completions, self.verifiers)
+                    groups = verified_groups(problems, requests, completions, self.verifiers, self.chat.opened)
                 with self.phases("rewards"):
                     try:
                         return [(group, score_groups([group], self.rewards)) for group in groups], None, None

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -49,6 +50,7 @@ class DistillModule(L.LightningModule):
         engine: what runs the teacher.
         template: `auto` for the teacher's own chat template, or `qwen-base`, `qwen-instruct`, `simple`.
         stop_token: the token that ends a completion; found from the template without it.
+        template_date: the day that a chat template with a date shows, as 2026-11-30; by default the day of the run.
         instruction: text appended to every problem; the template's own without it.
         trust_remote_code: allow code from the teacher's repository for its tokenizer and configuration.
         sampling: temperature, top_p, token limit and seed. The paper's teachers answer greedily.
@@ -70,6 +72,7 @@ class DistillModule(L.LightningModule):
         engine: RolloutEngine = Embedded(),
         template: Template = "auto",
         stop_token: str | None = None,
+        template_date: str | None = None,
         instruction: str | None = None,
         trust_remote_code: bool = False,
         sampling: Sampling = Sampling(),
@@ -84,7 +87,8 @@ class DistillModule(L.LightningModule):
     ) -> None:
         super().__init__()
         self.teacher, self.engine = teacher, engine
-        self.template, self.stop_token, self.instruction = template, stop_token, instruction
+        self.template, self.stop_token, self.template_date = template, stop_token, template_date
+        self.instruction = instruction
         self.trust_remote_code = trust_remote_code
         self.sampling, self.num_samples, self.on_long_problem = sampling, num_samples, on_long_problem
         self.calculator, self.log_every_s = calculator, log_every_s
@@ -95,16 +99,21 @@ class DistillModule(L.LightningModule):
                 "greedy samples of one problem are all equal. Set model.sampling.temperature, or num_samples=1."
             )
 
-    def setup(self, stage: str) -> None:
-        """Everything that can be refused is refused here, before a model is loaded."""
-        _refuse_sharding(self.trainer.strategy)
-        self.chat = Chat.load(
+    @cached_property
+    def chat(self) -> Chat:
+        """The teacher's tokenizer, template, stop token and instruction."""
+        return Chat.load(
             self.teacher,
             template=self.template,
             stop_token=self.stop_token,
             instruction=self.instruction,
+            template_date=self.template_date,
             trust_remote_code=self.trust_remote_code,
         )
+
+    def setup(self, stage: str) -> None:
+        """Everything that can be refused is refused here, before a model is loaded."""
+        _refuse_sharding(self.trainer.strategy)
         data = cast(Any, self.trainer).datamodule
         problems = self._that_fit(data.train_problems)
         self.problems = {problem.problem_id: problem for problem in problems}
@@ -151,7 +160,7 @@ class DistillModule(L.LightningModule):
                 self.gate.add(trace)
             self.gate.check()
         verifiers = cast(Any, self.trainer).datamodule.verifiers
-        stamp = Stamp(self.teacher, self.chat.template_hash, self._engine_name())
+        stamp = Stamp(self.teacher, self.chat.template_hash, self._engine_name(), self.chat.opened)
         with self.engine.open(self.teacher, self.chat, self.device) as generator, self.progress:
             if self.calculator is not None:
                 generator = ToolGenerator(generator, self.calculator, self.chat)

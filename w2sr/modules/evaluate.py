@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any, Literal, cast
 
 import lightning as L
@@ -12,7 +13,7 @@ from w2sr.chat import Chat
 from w2sr.evaluation import evaluate
 from w2sr.modules.collect import check_positive
 from w2sr.modules.fsdp2 import sharding_of
-from w2sr.modules.students import place_policy
+from w2sr.modules.students import place_policy, student_chat
 from w2sr.policy import DTypeName, Policy
 from w2sr.rollouts import EmbeddedGenerator, Generator, ToolGenerator
 from w2sr.templates import Template
@@ -28,6 +29,7 @@ class EvalModule(L.LightningModule):
         teacher: not used; model overlays name it for the modules that train.
         template: `auto` for the model's own chat template, or `qwen-base`, `qwen-instruct`, `simple`.
         stop_token: the token that ends a completion; found from the template without it.
+        template_date: the day that a chat template with a date shows, as 2026-11-30; by default the day of the run.
         instruction: text appended to every problem (a chain-of-thought prompt), or none.
         dtype: dtype of the weights.
         attention: packed attention engine.
@@ -45,6 +47,7 @@ class EvalModule(L.LightningModule):
         teacher: str | None = None,
         template: Template = "auto",
         stop_token: str | None = None,
+        template_date: str | None = None,
         instruction: str | None = None,
         dtype: DTypeName = "float32",
         attention: Engine | Literal["auto"] = "auto",
@@ -58,23 +61,22 @@ class EvalModule(L.LightningModule):
         super().__init__()
         check_positive(num_slots=num_slots)
         self.student, self.teacher = student, teacher
-        self.template, self.stop_token, self.instruction = template, stop_token, instruction
+        self.template, self.stop_token, self.template_date = template, stop_token, template_date
+        self.instruction = instruction
         self.dtype_name, self.attention, self.trust_remote_code = dtype, attention, trust_remote_code
         self.sampling, self.num_samples, self.num_slots = sampling, num_samples, num_slots
         self.calculator = calculator
         self.policy: Policy | None = None
         self.records: list[EvalRecord] = []
 
+    @cached_property
+    def chat(self) -> Chat:
+        """The student's tokenizer, template, stop token and instruction."""
+        return student_chat(self, instruction=self.instruction)
+
     def configure_model(self) -> None:
         if self.policy is not None:
             return
-        self.chat = Chat.load(
-            self.student,
-            template=self.template,
-            stop_token=self.stop_token,
-            instruction=self.instruction,
-            trust_remote_code=self.trust_remote_code,
-        )
         sharding = sharding_of(self)
         if sharding is not None and self.calculator is not None:
             raise ValueError(

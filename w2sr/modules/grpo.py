@@ -47,7 +47,7 @@ from w2sr.modules.phases import Phases
 from w2sr.modules.reference import load_reference
 from w2sr.modules.round_log import DeadRounds, RoundLog, add_sums, policy_metrics
 from w2sr.modules.row_maker import RowMaker
-from w2sr.modules.students import place_policy
+from w2sr.modules.students import place_policy, student_chat
 from w2sr.modules.validation import EQUAL_ON_RANKS, answer_validation
 from w2sr.policy import DTypeName, LoRA, Policy, Recompute
 from w2sr.ranks import patient_group
@@ -69,6 +69,7 @@ class GRPOModule(L.LightningModule):
         teacher: directory or hub name of a weak teacher, for the final table; its row is left out without it.
         template: `auto` for the model's own chat template, or `qwen-base`, `qwen-instruct`, `simple`.
         stop_token: the token that ends a completion; found from the template without it.
+        template_date: the day that a chat template with a date shows, as 2026-11-30; by default the day of the run.
         dtype: dtype of the weights. With `trainer.precision=bf16-mixed` leave float32.
         attention: packed attention engine.
         trust_remote_code: allow code from the model's repository.
@@ -106,6 +107,7 @@ class GRPOModule(L.LightningModule):
         teacher: str | None = None,
         template: Template = "auto",
         stop_token: str | None = None,
+        template_date: str | None = None,
         dtype: DTypeName = "float32",
         attention: Engine | Literal["auto"] = "auto",
         trust_remote_code: bool = False,
@@ -137,9 +139,9 @@ class GRPOModule(L.LightningModule):
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
-        self.student, self.teacher = student, teacher
-        self.template, self.stop_token, self.trust_remote_code = template, stop_token, trust_remote_code
-        self.dtype_name, self.attention = dtype, attention
+        self.student, self.teacher, self.max_tokens = student, teacher, max_tokens
+        self.template, self.stop_token, self.template_date = template, stop_token, template_date
+        self.dtype_name, self.attention, self.trust_remote_code = dtype, attention, trust_remote_code
         self.gradient_checkpointing, self.kernels, self.lora = gradient_checkpointing, kernels, lora
         self.optimizer, self.warmup_frac, self.min_lr_frac = optimizer, warmup_frac, min_lr_frac
         self.clip_norm, self.learning_rate = clip_norm, (learning_rates or {}).get("grpo", 1e-6)
@@ -147,8 +149,7 @@ class GRPOModule(L.LightningModule):
         self.rollouts = rollouts or Sampling(1.0, 1.0, sampling.max_new_tokens, sampling.seed)
         self.group_size, self.mask_cut_off, self.dynamic_sampling = group_size, mask_cut_off, dynamic_sampling
         self.rewards = rewards or {"correct": RewardTerm(Correct())}
-        self.advantage, self.objective = advantage, objective
-        self.minibatches, self.passes, self.max_tokens = minibatches, passes, max_tokens
+        self.advantage, self.objective, self.minibatches, self.passes = advantage, objective, minibatches, passes
         self.reference, self.offload_reference, self.dead_rounds = reference, offload_reference, DeadRounds(dead_rounds)
         counts = {"group_size": group_size, "minibatches": minibatches, "passes": passes, "max_tokens": max_tokens}
         check_positive(**counts, num_slots=num_slots)
@@ -164,9 +165,7 @@ class GRPOModule(L.LightningModule):
     @cached_property
     def chat(self) -> Chat:
         """The student's tokenizer, template and stop token."""
-        return Chat.load(
-            self.student, template=self.template, stop_token=self.stop_token, trust_remote_code=self.trust_remote_code
-        )
+        return student_chat(self)
 
     def setup(self, stage: str) -> None:
         write_whole_checkpoints(self.trainer.strategy)

@@ -9,6 +9,7 @@ micro-batch weighs as much as a long one; here every token of a step weighs the 
 from __future__ import annotations
 
 import json
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -35,7 +36,7 @@ from w2sr.modules.optimization import (
     require_finite,
     seed_dropout,
 )
-from w2sr.modules.students import place_policy
+from w2sr.modules.students import place_policy, student_chat
 from w2sr.modules.validation import EQUAL_ON_RANKS, answer_validation
 from w2sr.policy import DTypeName, LoRA, Policy, Recompute
 from w2sr.rollouts import EmbeddedGenerator
@@ -56,6 +57,7 @@ class SFTModule(L.LightningModule):
             without it.
         template: `auto` for the model's own chat template, or `qwen-base`, `qwen-instruct`, `simple`.
         stop_token: the token that ends a completion; found from the template without it.
+        template_date: the day that a chat template with a date shows, as 2026-11-30; by default the day of the run.
         dtype: dtype of the weights. With `trainer.precision=bf16-mixed` leave float32.
         attention: packed attention engine.
         trust_remote_code: allow code from the model's repository.
@@ -78,6 +80,7 @@ class SFTModule(L.LightningModule):
         teacher: str | None = None,
         template: Template = "auto",
         stop_token: str | None = None,
+        template_date: str | None = None,
         dtype: DTypeName = "float32",
         attention: Engine | Literal["auto"] = "auto",
         trust_remote_code: bool = False,
@@ -96,7 +99,7 @@ class SFTModule(L.LightningModule):
         check_positive(num_slots=num_slots)
         self.automatic_optimization = False
         self.student, self.teacher = student, teacher
-        self.template, self.stop_token = template, stop_token
+        self.template, self.stop_token, self.template_date = template, stop_token, template_date
         self.dtype_name, self.attention, self.trust_remote_code = dtype, attention, trust_remote_code
         self.gradient_checkpointing, self.kernels, self.lora = gradient_checkpointing, kernels, lora
         self.optimizer, self.warmup_frac, self.min_lr_frac = optimizer, warmup_frac, min_lr_frac
@@ -107,19 +110,11 @@ class SFTModule(L.LightningModule):
         self.num_trained_tokens = 0
         self.validation_records: list[EvalRecord] = []
         self._pass_at_k: PassAtK | None = None
-        self._chat: Chat | None = None
 
-    @property
+    @cached_property
     def chat(self) -> Chat:
         """The student's tokenizer, template and stop token. The datamodule turns traces into segments with it."""
-        if self._chat is None:
-            self._chat = Chat.load(
-                self.student,
-                template=self.template,
-                stop_token=self.stop_token,
-                trust_remote_code=self.trust_remote_code,
-            )
-        return self._chat
+        return student_chat(self)
 
     def setup(self, stage: str) -> None:
         write_whole_checkpoints(self.trainer.strategy)

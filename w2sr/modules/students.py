@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import lightning as L
 
@@ -13,6 +13,22 @@ from w2sr.kernels import Kernels, use_kernels
 from w2sr.modules.fsdp2 import sharding_of
 from w2sr.policy import DTypeName, LoRA, Policy, Recompute, empty_policy, load_policy
 from w2sr.sharding import Sharding, load_shards, shard_policy
+
+
+def student_chat(module: Any, *, instruction: str | None = None) -> Chat:
+    """The student's tokenizer, template and stop token, by the keys of a module that has them.
+
+    Raises:
+        ValueError: what `Chat.load` raises.
+    """
+    return Chat.load(
+        module.student,
+        template=module.template,
+        stop_token=module.stop_token,
+        instruction=instruction,
+        template_date=module.template_date,
+        trust_remote_code=module.trust_remote_code,
+    )
 
 
 def place_policy(

@@ -127,6 +127,7 @@ class OpenAIServer(RolloutEngine):
 
     @contextmanager
     def _connected(self, model: str, chat: Chat, *, follows: bool = False) -> Iterator[ServerGenerator]:
+        self._check_thoughts(chat)
         client = _import_openai().AsyncOpenAI(
             base_url=self.base_url, api_key=self._api_key(), max_retries=0, timeout=self.timeout_s
         )
@@ -137,6 +138,15 @@ class OpenAIServer(RolloutEngine):
                 yield generator
             finally:
                 asyncio.run_coroutine_threadsafe(client.close(), loop).result()
+
+    def _check_thoughts(self, chat: Chat) -> None:
+        """Raises a ValueError where the server's text would lack `<think>`: a thought would be read as the answer."""
+        if self.api != "tokens" and chat.thoughts_are_special and (self.extra_body or {}).get("skip_special_tokens", 1):
+            raise ValueError(
+                f"api={self.api}: <think> is a special token of {chat.name!r}, and servers leave special tokens out of "
+                "their text, so a thought would be read as the answer. Set engine.init_args.api=tokens (vLLM), or "
+                "engine.init_args.extra_body={skip_special_tokens: false} if the server knows that field."
+            )
 
     def _api_key(self) -> str:
         if self.api_key_env is None:

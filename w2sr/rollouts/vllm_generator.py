@@ -77,6 +77,7 @@ class VLLMGenerator:
             stop=list(sampling.stop_text),
             include_stop_str_in_output=True,
             detokenize=bool(sampling.stop_text),
+            skip_special_tokens=False,  # a stop text may be one
             # 0: of the sampled token alone. Behind top_p they would be those of what it keeps: no request for them
             logprobs=0 if self.follows and sampling.top_p == 1 else None,
             output_kind=RequestOutputKind.FINAL_ONLY,

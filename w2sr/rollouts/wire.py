@@ -50,7 +50,7 @@ def request_body(
     }
     if api == "tokens":
         stops = {"stop_token_ids": list(chat.stop_token_ids), "ignore_eos": True, "return_token_ids": True}
-        texts = {"stop": list(sampling.stop_text), "include_stop_str_in_output": True}
+        texts = {"stop": list(sampling.stop_text), "include_stop_str_in_output": True, "skip_special_tokens": False}
         logprobs = {"logprobs": 0} if follows and sampling.top_p == 1 else {}
         return {**body, **NEUTRAL, **stops, **texts, **logprobs, "prompt": list(request.prompt_ids)}
     if sampling.stop_text or request.num_done:

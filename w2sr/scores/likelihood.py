@@ -33,11 +33,17 @@ class Student:
 
 
 def load_student(
-    name: str, *, template: Template = "auto", stop_token: str | None = None, dtype: DTypeName = "float32"
+    name: str,
+    *,
+    template: Template = "auto",
+    stop_token: str | None = None,
+    template_date: str | None = None,
+    dtype: DTypeName = "float32",
 ) -> Student:
     """Loads a student onto the GPU where there is one."""
     place = str(locate_model(name))
-    policy, chat = load_policy(place, dtype=dtype), Chat.load(place, template=template, stop_token=stop_token)
+    chat = Chat.load(place, template=template, stop_token=stop_token, template_date=template_date)
+    policy = load_policy(place, dtype=dtype)
     chat.check_vocabulary(policy.vocab_size)
     policy.to("cuda" if torch.cuda.is_available() else "cpu").eval()
     return Student(name, policy, chat, student_hash(place, chat), dtype)
@@ -69,9 +75,10 @@ def likelihoods(student: Student, traces: Sequence[Trace], max_tokens: int) -> l
     token carries loss. Packed into rows of `max_tokens`.
 
     Raises:
-        ValueError: a trace is longer than a row.
+        ValueError: a trace is longer than a row, or than the positions that the student has.
     """
     segments = student.chat.segments(traces)
+    student.chat.check_positions(segments, getattr(student.policy.lm.config, "max_position_embeddings", None))
     for segment in segments:
         if len(segment) > max_tokens:
             raise ValueError(

@@ -31,6 +31,7 @@ class Recipe:
         teacher: directory or hub name.
         engine: class of the engine; another one samples by another law of chance.
         template, stop_token, instruction: how a problem becomes a prompt, and `template_hash` what comes of it.
+        template_date: the day that prompts show, as 2026-11-30; "" where the template shows none.
         sampling: the fields of `Sampling`.
         calculator: the fields of `Calculator`, or nothing where the teacher has none.
         num_samples: traces a problem.
@@ -49,6 +50,7 @@ class Recipe:
     num_samples: int
     problems: dict[str, dict[str, object]]
     problems_by_shard: list[int]
+    template_date: str = ""
 
     @property
     def num_problems(self) -> int:
@@ -103,7 +105,8 @@ def read_recipe(store: Path) -> Recipe:
         raise ValueError(f"{file} does not exist: {store} was not written by `predict`. Check the path.")
     try:
         content = json.loads(file.read_bytes())
-        recipe = Recipe(**{field.name: content[field.name] for field in fields(Recipe)})
+        known = {field.name: content[field.name] for field in fields(Recipe) if field.name != "template_date"}
+        recipe = Recipe(**known, template_date=content.get("template_date", ""))  # older ones do not have it
         counts = [*recipe.problems_by_shard, recipe.num_samples]
         if not all(type(count) is int and count >= 0 for count in counts):
             raise ValueError(f"counts {counts!r:.100}")
@@ -119,6 +122,8 @@ def recipe_differences(there: Recipe, here: Recipe) -> list[tuple[str, object, o
     if num_shards[0] != num_shards[1]:  # then every shard holds other problems, and the lists say nothing
         del flat_there["problems_by_shard"], flat_here["problems_by_shard"]
         flat_there["number of shards"], flat_here["number of shards"] = num_shards
+    if flat_there["template_date"] != flat_here["template_date"]:  # which the hash is of: it says nothing more
+        del flat_there["template_hash"], flat_here["template_hash"]
     keys = dict.fromkeys([*flat_there, *flat_here])
     return [(key, flat_there.get(key), flat_here.get(key)) for key in keys if flat_there.get(key) != flat_here.get(key)]
 

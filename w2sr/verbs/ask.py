@@ -20,6 +20,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--max_new_tokens", type=int, default=256)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--template", default="auto")
+    parser.add_argument("--template_date", help="the day that a template with a date shows, as 2026-11-30")
     parser.add_argument("--instruction", help="text appended to the question, such as a chain-of-thought prompt")
     args = parser.parse_args(argv)
 
@@ -29,7 +30,7 @@ def main(argv: Sequence[str]) -> None:
     from w2sr.rollouts import Embedded
 
     student = str(locate_model(args.student))
-    chat = Chat.load(student, template=args.template, instruction=args.instruction)
+    chat = Chat.load(student, template=args.template, instruction=args.instruction, template_date=args.template_date)
     sampling = Sampling(args.temperature, args.top_p, args.max_new_tokens, args.seed)
     request = SampleRequest("ask", 0, tuple(chat.prompt_ids(args.question)))
     with Embedded().open(student, chat, torch.device("cpu")) as generator:

@@ -75,6 +75,7 @@ class Checkpoint:
             settings["student"],
             template=settings.get("template", "auto"),
             stop_token=settings.get("stop_token"),
+            template_date=settings.get("template_date"),
             trust_remote_code=bool(settings.get("trust_remote_code")),
         )
 

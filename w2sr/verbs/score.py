@@ -39,6 +39,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--student", action="extend", nargs="+", default=[], help="who judges the likelihood")
     parser.add_argument("--template", choices=get_args(Template), default="auto", help="the students' chat template")
     parser.add_argument("--stop_token", help="the students' stop token, where it is not the template's")
+    parser.add_argument("--template_date", help="the day that a template with a date shows, as 2026-11-30")
     parser.add_argument("--dtype", choices=get_args(DTypeName), default="float32")
     parser.add_argument("--max_tokens", type=int, default=8192, help="tokens of a packed row")
     args = parser.parse_args(argv)
@@ -87,7 +88,11 @@ def _scores(names: Sequence[str], traces: Sequence[Trace], args: argparse.Namesp
         else:
             for student_name in dict.fromkeys(args.student):
                 student = load_student(
-                    student_name, template=args.template, stop_token=args.stop_token, dtype=args.dtype
+                    student_name,
+                    template=args.template,
+                    stop_token=args.stop_token,
+                    template_date=args.template_date,
+                    dtype=args.dtype,
                 )
                 yield f"likelihood by {student_name}", likelihood_score(student, args.max_tokens)
 
