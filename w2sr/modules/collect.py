@@ -211,7 +211,7 @@ def check_round(policy: nn.Module, minibatches: int, step_problems: int) -> None
     """Raises a ValueError for a round that cannot be trained on as it is sampled.
 
     Some optimizer steps would have no group, or the policy has dropout: rollouts, old and reference log-probabilities
-    are of the policy without it, so the gradient would be that of another policy, and the ratio of two equal ones not 1.
+    are of the policy without it, so the gradient would be that of another policy.
     """
     if minibatches > step_problems:
         raise ValueError(

@@ -21,6 +21,7 @@ from w2sr.modules.checkpoints import check_same_student, student_identity
 from w2sr.modules.sharded_checkpoints import read_rest
 from w2sr.packing import pack_row
 from w2sr.policy import LoRA, Policy, empty_policy, load_policy
+from w2sr.policy.stored import stored_form
 from w2sr.runs import check_checkpoint, holds_a_run, newest_checkpoint, read_label
 from w2sr.sharding import compute_buffers
 from w2sr.types import IGNORE_INDEX, PackedBatch, Segment
@@ -118,7 +119,7 @@ def main(argv: Sequence[str]) -> None:
     shutil.rmtree(aside, ignore_errors=True)
     policy = checkpoint.policy(chat)
     policy.save_description(aside, chat)
-    write_weights(aside, policy.merged_weights(checkpoint.reader(policy)))
+    write_weights(aside, stored_form(policy.lm, policy.merged_weights(checkpoint.reader(policy))))
     said = "not checked" if args.unchecked else _checked(checkpoint, chat, aside)
     aside.rename(args.out)
     at = f" at {label}" if (label := read_label(checkpoint.path)) else ""
