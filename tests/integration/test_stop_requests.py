@@ -27,9 +27,11 @@ from w2sr.runs import read_label
 Config = Callable[..., Path]
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-OBEYED_S = 20.0
-"""Within which a process ends after a signal: the save, the end of the interpreter and a busy machine. Each part of a
-run here would take more than 100 s on its own."""
+OBEYED_S = 60.0
+"""Within which a process ends after a signal: the save, the end of the interpreter and a very busy machine."""
+STEPS_AFTER = 8
+"""Lines of decode steps after the signal: the step in progress and the next one of two ranks, and some that are printed
+while the signal is sent."""
 SCRIPT = """
 import time
 from w2sr.cli import main
@@ -128,17 +130,17 @@ def test_ranks_leave_a_long_round_together(strategy: str, tmp_path: Path, grpo_c
         trainer__devices=2,
         trainer__strategy=strategy,
     )
-    took_s, code, told = signalled_when(tmp_path / "told", tmp_path / "slow.py", "fit", "--config", str(config))
+    code, told, rest = signalled_when(tmp_path / "told", tmp_path / "slow.py", "fit", "--config", str(config))
     assert code == 128 + signal.SIGTERM and told.count("Stopped at optimizer step 0 of 4 (epoch 0)") == 1, told
-    assert "Traceback" not in told and took_s < OBEYED_S
+    assert "Traceback" not in told and rest.count("decoding") <= STEPS_AFTER
     assert (tmp_path / "run" / "checkpoints" / "last.ckpt").exists()
 
 
 def signalled_when(
     errors: Path, script: Path, *words: str, begun: Callable[[], bool] | None = None
-) -> tuple[float, int, str]:
-    """Sends SIGTERM to a command once it decodes, or `begun` says so. Returns seconds until its end, exit status and
-    what it told, which is kept in the file `errors`."""
+) -> tuple[int, str, str]:
+    """Sends SIGTERM to a command once it decodes, or `begun` says so. Returns its exit status, what it told, which is
+    kept in the file `errors`, and what it printed after the signal. Fails where it does not end within OBEYED_S."""
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     with (
         errors.open("w") as stderr,
@@ -153,14 +155,13 @@ def signalled_when(
         while begun is not None and not begun():
             assert process.poll() is None, errors.read_text()
             time.sleep(0.05)
-        began = time.monotonic()
         process.send_signal(signal.SIGTERM)
         try:
-            process.communicate(timeout=4 * OBEYED_S)
+            rest, _ = process.communicate(timeout=OBEYED_S)
         except subprocess.TimeoutExpired:
             process.kill()
             pytest.fail(f"goes on after the signal: {errors.read_text()}")
-    return time.monotonic() - began, process.returncode, errors.read_text()
+    return process.returncode, errors.read_text(), rest
 
 
 def test_predict_leaves_a_server_that_does_not_answer(tmp_path: Path, tiny_world: Any) -> None:
@@ -181,14 +182,13 @@ def test_predict_leaves_a_server_that_does_not_answer(tmp_path: Path, tiny_world
             "trainer": {"accelerator": "cpu", "default_root_dir": str(tmp_path / "store"), "logger": False},
         }
         (tmp_path / "distill.yaml").write_text(yaml.safe_dump(config))
-        took_s, code, told = signalled_when(
+        code, told, _ = signalled_when(
             tmp_path / "told",
             REPOSITORY / "lightning_cli.py",
             *("predict", "--config", str(tmp_path / "distill.yaml")),
             begun=lambda: bool(server.asked),
         )
     assert code == 128 + signal.SIGTERM and "Stopped outside of training" in told, told
-    assert took_s < OBEYED_S
 
 
 def test_the_final_evaluation_is_left_at_once(
