@@ -19,8 +19,9 @@ from transformers import (
 )
 
 from w2sr.packing import pack_row
-from w2sr.policy import LoRA, Policy, load_policy
+from w2sr.policy import LoRA, Policy, empty_policy, load_policy
 from w2sr.policy.stored import StoredWeights, stored_form
+from w2sr.sharding import load_shards
 from w2sr.types import IGNORE_INDEX, Segment
 from w2sr.weight_files import WeightFiles, write_weights
 
@@ -129,3 +130,23 @@ def test_merged_experts_are_the_policy_that_was_trained(name: str, tmp_path: Pat
     theirs = adapter.merge_and_unload().state_dict()
     for weight_name in (key for key in merged if "experts" in key or "gate" in key):
         torch.testing.assert_close(merged[weight_name], theirs[weight_name], atol=1e-6, rtol=0, msg=weight_name)
+
+
+def test_dropout_in_the_adapters_of_experts_is_refused(tmp_path: Path) -> None:
+    AutoModelForCausalLM.from_config(EXPERTS["qwen3_moe"]).save_pretrained(tmp_path)
+    refusal = r"no such adapters for Qwen3MoeForCausalLM: .*lora_dropout != 0.*dropout=0\.25"
+    with pytest.raises(ValueError, match=refusal):
+        load_policy(tmp_path).add_lora(LoRA(rank=2, dropout=0.25), 7)
+
+
+def test_files_of_another_layout_are_refused_by_the_name_that_is_missing(tmp_path: Path) -> None:
+    """One expert of four is not there: its fused tensor would be smaller."""
+    AutoModelForCausalLM.from_config(EXPERTS["qwen3_moe"]).save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    policy = empty_policy(tmp_path).to_empty(device="cpu")
+    write_weights(tmp_path, [(name, weight) for name, weight in weights.items() if "0.mlp.experts.3.down" not in name])
+    with pytest.raises(ValueError, match=r"0\.mlp\.experts\.down_proj' has the shape \(3, 32, 24\) .* \(4, 32, 24\)"):
+        load_shards(policy, tmp_path)
+    write_weights(tmp_path, [(name, weight) for name, weight in weights.items() if "0.mlp.experts" not in name])
+    with pytest.raises(ValueError, match=r"has no weight 'model\.layers\.0\.mlp\.experts\.gate_up_proj', which"):
+        load_shards(policy, tmp_path)

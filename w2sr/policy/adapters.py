@@ -15,7 +15,8 @@ class LoRA:
     """Low-rank adapters (Hu et al., arXiv 2106.09685) on every linear layer of the blocks, by peft, and the embedding
     row of the stop token (see `Policy.add_lora`).
 
-    `rank` is the adapters' inner size, `alpha` / `rank` their scale.
+    `rank` is the adapters' inner size, `alpha` / `rank` their scale. Experts that share one tensor have adapters too;
+    peft has no `dropout` for those, and GRPO refuses it.
     """
 
     rank: int = 16

@@ -170,7 +170,10 @@ class Policy(nn.Module):
         config = LoraConfig(
             r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules="all-linear", bias="none"
         )
-        self._adapter = (cast("PeftModel", get_peft_model(self.lm, config)),)
+        try:
+            self._adapter = (cast("PeftModel", get_peft_model(self.lm, config)),)
+        except ValueError as error:
+            raise ValueError(f"peft has no such adapters for {type(self.lm).__name__}: {error} ({lora})") from error
         self._stop_token_id = stop_token_id
         self.stop_row_E = nn.Parameter(torch.zeros_like(self._frozen_output_weight()[stop_token_id]))
         embedding = self.lm.get_input_embeddings()
