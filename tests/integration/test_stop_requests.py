@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 
 from w2sr.cli import main
 from w2sr.modules import collect
+from w2sr.rewards import Overlong
 from w2sr.rollouts.embedded import _Slots
 from w2sr.runs import read_label
 
@@ -64,6 +65,17 @@ def more(tiny_world: Any) -> dict[str, Any]:
     }
 
 
+Place = tuple[Any, str, Callable[..., int]]
+PLACES: list[Place] = [
+    (_Slots, "decode_step", lambda slots: slots.version),
+    (collect, "verified_groups", lambda problems, requests, completions, verifiers: completions[0].policy_version),
+    # what a reward raises is told as the reward's fault elsewhere
+    (Overlong, "__call__", lambda reward, rollout: rollout.completion.policy_version),
+    (collect, "check_rollouts", lambda completions, number, max_staleness: number),
+]
+"""Of a round: a function that is called in it, by its owner and name, and the round's number from its arguments."""
+
+
 def rounds(folder: Path) -> list[dict[str, Any]]:
     lines = [json.loads(line) for line in (folder / "rounds.jsonl").read_text().splitlines()]
     return [
@@ -72,14 +84,13 @@ def rounds(folder: Path) -> list[dict[str, Any]]:
     ]
 
 
-def interrupted(
-    config: Path, owner: Any, name: str, number: int, patch: pytest.MonkeyPatch, *words: str
-) -> tuple[int, int]:
+def interrupted(config: Path, place: Place, number: int, patch: pytest.MonkeyPatch, *words: str) -> tuple[int, int]:
     """Sends SIGTERM in the first call of a function in a round. Returns exit status and number of later calls."""
+    owner, name, version_of = place
     real, num_after = getattr(owner, name), list[int]()
 
     def signalled(*given: Any, **named: Any) -> Any:
-        version = given[0].version if owner is _Slots else given[2][0].policy_version
+        version = version_of(*given)
         if num_after or version == number:
             num_after.append(1)
         if num_after == [1]:
@@ -99,15 +110,14 @@ def test_a_round_that_is_thrown_away_is_asked_again(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    """Each round is stopped once: while it samples, or while its answers are verified. Round 0 is the first of the run,
+    """Each round is stopped once, in one of PLACES. Round 0 is the first of the run,
     2 the first of an epoch, 3 follows a validation."""
     main(["fit", "--config", str(grpo_config(tmp_path / "whole", **more))])
     run, words = tmp_path / "run", list[str]()
     config = grpo_config(run, **more)
     for number in range(4):
-        owner, name = ((_Slots, "decode_step"), (collect, "verified_groups"))[number % 2]
-        ended = interrupted(config, owner, name, number, monkeypatch, *words)
-        assert ended == (128 + signal.SIGTERM, 0), "and nothing is sampled or verified after the signal"
+        ended = interrupted(config, PLACES[number], number, monkeypatch, *words)
+        assert ended == (128 + signal.SIGTERM, 0), "and nothing goes on after the signal"
         told = capfd.readouterr().err
         assert f"Stopped at optimizer step {4 * number} of 16" in told, told
         label = read_label(run / "checkpoints" / "last.ckpt")
