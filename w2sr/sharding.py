@@ -106,8 +106,9 @@ def load_shards(policy: Policy, model_name_or_path: str | Path) -> None:
         if stored.sources(weight_name):
             whole = stored.convert(weight_name)
             shape, part = tuple(whole.shape), whole[rows]
-        elif (name := stored.renamed.get(weight_name)) is not None:
-            shape, part = files.shape(name), files.read(name, rows)
+        elif weight_name in stored.renamed:
+            stored_name = stored.renamed[weight_name]
+            shape, part = files.shape(stored_name), files.read(stored_name, rows)
         else:
             raise ValueError(
                 f"{folder} has no weight {weight_name!r}, which {type(policy.lm).__name__} needs, and none that "

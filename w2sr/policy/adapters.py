@@ -24,9 +24,9 @@ class LoRA:
     dropout: float = 0.0
 
 
-def table_of_its_own(embedding: nn.Module) -> nn.Module:
+def table_of_its_own(embedding: nn.Module) -> Any:
     """An embedding that computes as the given one does, from any table that is set as its `weight`."""
-    table = copy.copy(embedding)  # the buffers are the same ones, also after the model was moved
+    table: Any = copy.copy(embedding)  # the buffers are the same ones, also after the model was moved
     table._parameters = {}
     table.padding_idx = None  # rows of another table, and the padding token's row has a gradient like any other
     return table

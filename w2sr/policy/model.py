@@ -178,7 +178,7 @@ class Policy(nn.Module):
         self.stop_row_E = nn.Parameter(torch.zeros_like(self._frozen_output_weight()[stop_token_id]))
         embedding = self.lm.get_input_embeddings()
         if embedding.weight is self._frozen_output_weight():
-            self._row_embedding = (table_of_its_own(cast(nn.Module, embedding)),)
+            self._row_embedding = (table_of_its_own(embedding),)
             embedding.register_forward_hook(self._change_stop_row)
 
     def _change_stop_row(self, module: nn.Module, given: tuple[Tensor, ...], embedded: Tensor) -> Tensor:
