@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+import transformers
 from huggingface_hub import snapshot_download
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
@@ -30,6 +31,7 @@ from torch.distributed.tensor import DTensor
 from w2sr.chat import Chat
 from w2sr.locations import locate_model
 from w2sr.policy import Policy
+from w2sr.policy.stored import StoredWeights, memory_name, stored_form
 from w2sr.ranks import meet, rank
 from w2sr.weight_files import WeightFiles, write_weights
 
@@ -88,6 +90,7 @@ def is_sharded(policy: Policy) -> bool:
 def load_shards(policy: Policy, model_name_or_path: str | Path) -> None:
     """Fills a sharded policy from a model directory or hub name: each rank reads its own rows of each tensor.
 
+    A weight that transformers makes of several when it loads (experts) is made whole on each rank, one at a time.
     Adapters get peft's initialisation: A uniform, B zero. Rows are drawn independently, so ranks need not agree.
 
     Raises:
@@ -96,19 +99,27 @@ def load_shards(policy: Policy, model_name_or_path: str | Path) -> None:
     name = locate_model(model_name_or_path)
     folder = Path(name) if Path(name).is_dir() else Path(snapshot_download(name, allow_patterns=list(HUB_FILES)))
     files = WeightFiles(folder)
+    stored = StoredWeights(policy.lm, files.names(), files.read)
     for weight_name, weight in _weights(policy):
-        if weight_name not in files:
+        local = weight.to_local() if isinstance(weight, DTensor) else weight
+        rows = local_rows(weight)
+        if stored.sources(weight_name):
+            whole = stored.convert(weight_name)
+            shape, part = tuple(whole.shape), whole[rows]
+        elif weight_name in stored.renamed:
+            stored_name = stored.renamed[weight_name]
+            shape, part = files.shape(stored_name), files.read(stored_name, rows)
+        else:
             raise ValueError(
-                f"{folder} has no weight {weight_name!r}, which {type(policy.lm).__name__} needs. Sharded loading "
-                "knows no other names: write the model anew with save_pretrained, or use trainer.strategy=ddp."
+                f"{folder} has no weight {weight_name!r}, which {type(policy.lm).__name__} needs, and none that "
+                f"transformers {transformers.__version__} makes it from. Is it of another model, or quantized?"
             )
-        if files.shape(weight_name) != tuple(weight.shape):
+        if shape != tuple(weight.shape):
             raise ValueError(
-                f"{weight_name!r} has the shape {files.shape(weight_name)} in {folder}; its config.json asks for "
+                f"{weight_name!r} has the shape {shape} in {folder}; its config.json asks for "
                 f"{tuple(weight.shape)}. The two do not belong together."
             )
-        local = weight.to_local() if isinstance(weight, DTensor) else weight
-        local.copy_(files.read(weight_name, local_rows(weight)))
+        local.copy_(part)
     for parameter_name, parameter in policy.named_parameters():
         local = parameter.to_local() if isinstance(parameter, DTensor) else parameter
         if ".lora_A." in parameter_name:
@@ -127,7 +138,7 @@ def save_policy(policy: Policy, folder: Path, chat: Chat) -> None:
     if is_sharded(policy):
         if writes:
             policy.save_description(folder, chat)
-        _write_gathered(policy.merged_weights(_gathered), folder if writes else None)
+        _write_gathered(stored_form(policy.lm, policy.merged_weights(_gathered)), folder if writes else None)
     elif writes:
         policy.save(folder, chat)
     meet()
@@ -145,7 +156,7 @@ def save_copy(policy: Policy, folder: Path | None) -> None:
     with policy.untied():
         if folder is not None:
             policy.save_config(folder)
-        _write_gathered(policy.merged_weights(_gathered, untied=True), folder)
+        _write_gathered(stored_form(policy.lm, policy.merged_weights(_gathered, untied=True)), folder)
 
 
 def _gathered(weight: Tensor) -> Tensor:
@@ -180,7 +191,7 @@ def _weights(policy: Policy) -> Iterator[tuple[str, Tensor]]:
     for name, weight in policy.lm.state_dict(keep_vars=True).items():
         if ".lora_" not in name and id(weight) not in seen:
             seen.add(id(weight))
-            yield name.replace(".base_layer", ""), weight
+            yield memory_name(name), weight
 
 
 @torch.no_grad()

@@ -43,6 +43,9 @@ class WeightFiles:
     def __contains__(self, name: str) -> bool:
         return name in self._file_of
 
+    def names(self) -> list[str]:
+        return list(self._file_of)
+
     def read(self, name: str, rows: slice = slice(None)) -> Tensor:
         """The rows (first dimension) of a tensor; nothing else of it is read."""
         part: Tensor = self._opened(self._file_of[name]).get_slice(name)[rows]

@@ -21,15 +21,18 @@ from safetensors.torch import load_file
 
 from w2sr.cli import main
 from w2sr.modules import collect
+from w2sr.rewards import Overlong
 from w2sr.rollouts.embedded import _Slots
 from w2sr.runs import read_label
 
 Config = Callable[..., Path]
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-OBEYED_S = 20.0
-"""Within which a process ends after a signal: the save, the end of the interpreter and a busy machine. Each part of a
-run here would take more than 100 s on its own."""
+OBEYED_S = 60.0
+"""Within which a process ends after a signal: the save, the end of the interpreter and a very busy machine."""
+STEPS_AFTER = 8
+"""Lines of decode steps after the signal: the step in progress and the next one of two ranks, and some that are printed
+while the signal is sent."""
 SCRIPT = """
 import time
 from w2sr.cli import main
@@ -62,6 +65,17 @@ def more(tiny_world: Any) -> dict[str, Any]:
     }
 
 
+Place = tuple[Any, str, Callable[..., int]]
+PLACES: list[Place] = [
+    (_Slots, "decode_step", lambda slots: slots.version),
+    (collect, "verified_groups", lambda problems, requests, completions, verifiers: completions[0].policy_version),
+    # what a reward raises is told as the reward's fault elsewhere
+    (Overlong, "__call__", lambda reward, rollout: rollout.completion.policy_version),
+    (collect, "check_rollouts", lambda completions, number, max_staleness: number),
+]
+"""Of a round: a function that is called in it, by its owner and name, and the round's number from its arguments."""
+
+
 def rounds(folder: Path) -> list[dict[str, Any]]:
     lines = [json.loads(line) for line in (folder / "rounds.jsonl").read_text().splitlines()]
     return [
@@ -70,14 +84,13 @@ def rounds(folder: Path) -> list[dict[str, Any]]:
     ]
 
 
-def interrupted(
-    config: Path, owner: Any, name: str, number: int, patch: pytest.MonkeyPatch, *words: str
-) -> tuple[int, int]:
+def interrupted(config: Path, place: Place, number: int, patch: pytest.MonkeyPatch, *words: str) -> tuple[int, int]:
     """Sends SIGTERM in the first call of a function in a round. Returns exit status and number of later calls."""
+    owner, name, version_of = place
     real, num_after = getattr(owner, name), list[int]()
 
     def signalled(*given: Any, **named: Any) -> Any:
-        version = given[0].version if owner is _Slots else given[2][0].policy_version
+        version = version_of(*given)
         if num_after or version == number:
             num_after.append(1)
         if num_after == [1]:
@@ -97,15 +110,14 @@ def test_a_round_that_is_thrown_away_is_asked_again(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    """Each round is stopped once: while it samples, or while its answers are verified. Round 0 is the first of the run,
+    """Each round is stopped once, in one of PLACES. Round 0 is the first of the run,
     2 the first of an epoch, 3 follows a validation."""
     main(["fit", "--config", str(grpo_config(tmp_path / "whole", **more))])
     run, words = tmp_path / "run", list[str]()
     config = grpo_config(run, **more)
     for number in range(4):
-        owner, name = ((_Slots, "decode_step"), (collect, "verified_groups"))[number % 2]
-        ended = interrupted(config, owner, name, number, monkeypatch, *words)
-        assert ended == (128 + signal.SIGTERM, 0), "and nothing is sampled or verified after the signal"
+        ended = interrupted(config, PLACES[number], number, monkeypatch, *words)
+        assert ended == (128 + signal.SIGTERM, 0), "and nothing goes on after the signal"
         told = capfd.readouterr().err
         assert f"Stopped at optimizer step {4 * number} of 16" in told, told
         label = read_label(run / "checkpoints" / "last.ckpt")
@@ -128,17 +140,17 @@ def test_ranks_leave_a_long_round_together(strategy: str, tmp_path: Path, grpo_c
         trainer__devices=2,
         trainer__strategy=strategy,
     )
-    took_s, code, told = signalled_when(tmp_path / "told", tmp_path / "slow.py", "fit", "--config", str(config))
+    code, told, rest = signalled_when(tmp_path / "told", tmp_path / "slow.py", "fit", "--config", str(config))
     assert code == 128 + signal.SIGTERM and told.count("Stopped at optimizer step 0 of 4 (epoch 0)") == 1, told
-    assert "Traceback" not in told and took_s < OBEYED_S
+    assert "Traceback" not in told and rest.count("decoding") <= STEPS_AFTER
     assert (tmp_path / "run" / "checkpoints" / "last.ckpt").exists()
 
 
 def signalled_when(
     errors: Path, script: Path, *words: str, begun: Callable[[], bool] | None = None
-) -> tuple[float, int, str]:
-    """Sends SIGTERM to a command once it decodes, or `begun` says so. Returns seconds until its end, exit status and
-    what it told, which is kept in the file `errors`."""
+) -> tuple[int, str, str]:
+    """Sends SIGTERM to a command once it decodes, or `begun` says so. Returns its exit status, what it told, which is
+    kept in the file `errors`, and what it printed after the signal. Fails where it does not end within OBEYED_S."""
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     with (
         errors.open("w") as stderr,
@@ -153,14 +165,13 @@ def signalled_when(
         while begun is not None and not begun():
             assert process.poll() is None, errors.read_text()
             time.sleep(0.05)
-        began = time.monotonic()
         process.send_signal(signal.SIGTERM)
         try:
-            process.communicate(timeout=4 * OBEYED_S)
+            rest, _ = process.communicate(timeout=OBEYED_S)
         except subprocess.TimeoutExpired:
             process.kill()
             pytest.fail(f"goes on after the signal: {errors.read_text()}")
-    return time.monotonic() - began, process.returncode, errors.read_text()
+    return process.returncode, errors.read_text(), rest
 
 
 def test_predict_leaves_a_server_that_does_not_answer(tmp_path: Path, tiny_world: Any) -> None:
@@ -181,14 +192,13 @@ def test_predict_leaves_a_server_that_does_not_answer(tmp_path: Path, tiny_world
             "trainer": {"accelerator": "cpu", "default_root_dir": str(tmp_path / "store"), "logger": False},
         }
         (tmp_path / "distill.yaml").write_text(yaml.safe_dump(config))
-        took_s, code, told = signalled_when(
+        code, told, _ = signalled_when(
             tmp_path / "told",
             REPOSITORY / "lightning_cli.py",
             *("predict", "--config", str(tmp_path / "distill.yaml")),
             begun=lambda: bool(server.asked),
         )
     assert code == 128 + signal.SIGTERM and "Stopped outside of training" in told, told
-    assert took_s < OBEYED_S
 
 
 def test_the_final_evaluation_is_left_at_once(

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, Gemma3TextConfig, GemmaConfig, LlamaConfig
+from transformers import AutoModelForCausalLM, Gemma3TextConfig, GemmaConfig, GPT2Config, LlamaConfig
 
 from w2sr.packing import pack_row
 from w2sr.policy import LoRA, Policy, load_policy
@@ -45,6 +45,17 @@ MODELS = {
     "llama, apart": LlamaConfig(**SIZES, tie_word_embeddings=False),
     "gemma": GemmaConfig(**SIZES, tie_word_embeddings=True),
     "gemma, apart": GemmaConfig(**SIZES, tie_word_embeddings=False),
+    "gpt 2, whose layers have transposed weights": GPT2Config(
+        vocab_size=VOCAB,
+        n_embd=32,
+        n_layer=2,
+        n_head=4,
+        n_positions=128,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        bos_token_id=1,
+        eos_token_id=STOP,
+    ),
     "gemma 3": Gemma3TextConfig(**SIZES, tie_word_embeddings=True, layer_types=["full_attention"] * 2),
 }
 

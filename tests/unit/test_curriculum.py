@@ -71,6 +71,7 @@ def test_problems_outside_of_the_band_are_asked_with_the_chance_of_keep_frac() -
     rates = {0: 0, 1: 10, 2: 2, 3: 8, 4: 5}  # of 10: outside, outside, on the edges, inside
     for index, num_correct in rates.items():
         one.record(f"p/{index}", num_correct, 10, 0)
+    assert one.num_wanted() == 38, "40 without the two outside"
     passes = 400
     counts = np.zeros(40, dtype=int)
     # 38 are asked in every pass, so the stream is in pass 400 after at most 400 · 40 problems

@@ -78,6 +78,6 @@ def test_files_that_do_not_fit_the_model_are_refused(tiny_world: Any, tmp_path: 
     write_weights(tmp_path, [(name, weight[:-1] if "norm" in name else weight) for name, weight in weights.items()])
     with pytest.raises(ValueError, match=r"q_norm\.weight' has the shape \(7,\) .* asks for \(8,\)"):
         load_shards(policy, tmp_path)
-    write_weights(tmp_path, [(f"model.{name}", weight) for name, weight in weights.items()])
+    write_weights(tmp_path, [(f"other.{name}", weight) for name, weight in weights.items()])
     with pytest.raises(ValueError, match=r"has no weight 'model.embed_tokens.weight', which Qwen3ForCausalLM needs"):
         load_shards(policy, tmp_path)

@@ -160,6 +160,8 @@ class Collector:
                     try:
                         return [(group, score_groups([group], self.rewards)) for group in groups], None, None
                     except ValueError as error:
+                        if STOP.asked is not None:  # a reward that was interrupted is none that failed
+                            return [], None, STOP.asked
                         return [], error, None
         except Stopped as stop:
             return [], None, stop.signum
@@ -211,7 +213,7 @@ def check_round(policy: nn.Module, minibatches: int, step_problems: int) -> None
     """Raises a ValueError for a round that cannot be trained on as it is sampled.
 
     Some optimizer steps would have no group, or the policy has dropout: rollouts, old and reference log-probabilities
-    are of the policy without it, so the gradient would be that of another policy, and the ratio of two equal ones not 1.
+    are of the policy without it, so the gradient would be that of another policy.
     """
     if minibatches > step_problems:
         raise ValueError(
@@ -220,9 +222,11 @@ def check_round(policy: nn.Module, minibatches: int, step_problems: int) -> None
             "or less, or raise data.step_problems."
         )
     for name, module in policy.named_modules():
-        own = {"p": module.p} if isinstance(module, nn.Dropout) else vars(module)
-        for key, value in own.items():
-            if (key == "p" or "drop" in key or "jitter" in key) and isinstance(value, float) and value > 0:
+        numbers = {key: value for key, value in vars(module).items() if "drop" in key or "jitter" in key}
+        if isinstance(module, nn.Dropout):
+            numbers["p"] = module.p
+        for key, value in numbers.items():
+            if isinstance(value, float) and value > 0:
                 raise ValueError(
                     f"{type(module).__name__} {name!r} of the policy has {key}={value:g}: its passes of training would "
                     "differ from the passes that sample rollouts and score them, by chance. Set model.lora.dropout=0; "

@@ -18,7 +18,8 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from w2sr.attention import Engine, Layout, packed_layout, resolve_engine
 from w2sr.chat import Chat
 from w2sr.logprobs import summed_logprobs, token_logprobs, token_logprobs_and_entropies
-from w2sr.policy.adapters import LoRA, table_of_its_own
+from w2sr.policy.adapters import LoRA, adapted_weights, added_weight, table_of_its_own
+from w2sr.policy.stored import memory_name
 from w2sr.types import IGNORE_INDEX, PackedBatch
 
 if TYPE_CHECKING:
@@ -169,12 +170,15 @@ class Policy(nn.Module):
         config = LoraConfig(
             r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules="all-linear", bias="none"
         )
-        self._adapter = (cast("PeftModel", get_peft_model(self.lm, config)),)
+        try:
+            self._adapter = (cast("PeftModel", get_peft_model(self.lm, config)),)
+        except ValueError as error:
+            raise ValueError(f"peft has no such adapters for {type(self.lm).__name__}: {error} ({lora})") from error
         self._stop_token_id = stop_token_id
         self.stop_row_E = nn.Parameter(torch.zeros_like(self._frozen_output_weight()[stop_token_id]))
         embedding = self.lm.get_input_embeddings()
         if embedding.weight is self._frozen_output_weight():
-            self._row_embedding = (table_of_its_own(cast(nn.Module, embedding)),)
+            self._row_embedding = (table_of_its_own(embedding),)
             embedding.register_forward_hook(self._change_stop_row)
 
     def _change_stop_row(self, module: nn.Module, given: tuple[Tensor, ...], embedded: Tensor) -> Tensor:
@@ -260,11 +264,7 @@ class Policy(nn.Module):
             whole: gathers one weight from where it lies.
             untied: tied ones under each of their names, each a tensor of its own.
         """
-        scales = {
-            f"{name}.": module.scaling["default"]
-            for name, module in self.lm.named_modules()
-            if hasattr(module, "lora_A")
-        }
+        adapted = adapted_weights(self.lm)
         weights = self.lm.state_dict(keep_vars=True)
         frozen, seen = self._frozen_output_weight(), set()
         for name, weight in weights.items():
@@ -272,14 +272,14 @@ class Policy(nn.Module):
                 continue
             seen.add(id(weight))
             full = whole(weight).detach()
-            if name.endswith(".base_layer.weight"):
-                layer = name.removesuffix("base_layer.weight")
-                inner, outer = (whole(weights[f"{layer}lora_{side}.default.weight"]).detach() for side in "AB")
-                full = full + outer @ inner * scales[layer]
+            if id(weight) in adapted:
+                layer, adapter = adapted[id(weight)]
+                inner, outer = (whole(weights[f"{layer}.lora_{side}.default.weight"]).detach() for side in "AB")
+                full = full + added_weight(adapter, full, inner, outer)
             if weight is frozen and self.stop_row_E is not None:
                 index = torch.tensor([self._stop_token_id], device=full.device)
                 full = full.index_add(0, index, whole(self.stop_row_E).detach()[None].to(full.dtype))
-            yield name.replace(".base_layer", ""), full
+            yield memory_name(name), full
 
     def _merged_state(self) -> dict[str, Tensor]:
         """The weights under the model's own names, adapters merged in; tied ones once.
