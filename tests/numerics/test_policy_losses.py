@@ -321,6 +321,18 @@ def test_what_is_watched_in_numbers() -> None:
     }
 
 
+def test_the_dual_clip_holds_bad_tokens_beyond_it_and_no_others() -> None:
+    """Bound 3: the ratio 4 of a bad token is held; 4 of a good one, 4 without an advantage and 2 of a bad one are not."""
+    old = torch.zeros(4)
+    row = PolicyRow(None, tensor([-1.0, 1.0, 0.0, -1.0]), torch.ones(4), old, torch.zeros(4).long(), old)
+    logprobs = tensor([4.0, 4.0, 4.0, 2.0]).log().requires_grad_()
+    loss, sums = policy_loss(logprobs, None, row, Objective(dual_clip=3.0))
+    loss.backward()
+    assert sums["clipped_dual"] == 1 and sums["clipped_high"] == 1
+    # held: 3, constant; good and above 1.2: -1.2, constant; nothing; ratio · 1 = 2
+    assert loss.item() == pytest.approx(3 - 1.2 + 0 + 2) and logprobs.grad.tolist() == pytest.approx([0, 0, 0, 2])
+
+
 def test_the_clip_of_cispo_is_watched_on_both_sides_for_both_signs() -> None:
     old = torch.zeros(5)
     row = PolicyRow(None, tensor([1.0, -1.0, 1.0, -1.0, 0.0]), torch.ones(5), old, torch.zeros(5).long(), old)
