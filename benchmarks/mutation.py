@@ -256,9 +256,9 @@ def page(log: Path, number: int, seed: int) -> str:
         kind = "equivalent" if known.get("equivalent") else outcome
         survivors.append(f"| `{mutant.path}` | `{text.replace('|', chr(92) + '|')}` | {kind} | {known['reason']} |")
     total = [sum(column) for column in zip(*rooms.values(), strict=True)]
-    lines = [
-        f"| {room} | {row[0]} | {row[1]} | {row[2]} | {row[3]} |" for room, row in sorted({**rooms}.items())
-    ] + [f"| all | {total[0]} | {total[1]} | {total[2]} | {total[3]} |"]
+    lines = [f"| {room} | {row[0]} | {row[1]} | {row[2]} | {row[3]} |" for room, row in sorted({**rooms}.items())] + [
+        f"| all | {total[0]} | {total[1]} | {total[2]} | {total[3]} |"
+    ]
     share = total[1] / max(1, total[0] - total[2])
     return PAGE.format(
         number=total[0], seed=seed, share=100 * share, killed=total[1], counted=total[0] - total[2],
@@ -294,7 +294,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mutants", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--log", type=Path, required=True, help="a line for each tested mutant; the run goes on from it")
+    parser.add_argument(
+        "--log", type=Path, required=True, help="a line for each tested mutant; the run goes on from it"
+    )
     parser.add_argument("--out", type=Path, help="the page of results")
     options = parser.parse_args()
     run(options.log, options.mutants, options.seed)

@@ -1,4 +1,4 @@
-"""`GRPOModule.training_step` against the formula of the paper: transformers' own forward, a rollout and a token at a time.
+"""`GRPOModule.training_step` against the formula of the paper: transformers' own forward, a token at a time.
 
 The rollouts are the engine's own at temperature 0.7. Everything else is computed again here: advantages, the old and
 the reference policy's log-probabilities, ratios, clips, penalties and the average of each loss.
@@ -193,7 +193,7 @@ def test_every_update_has_the_gradient_of_the_formula(run: Run, tiny_world: Any)
 
 def test_the_sampler_and_the_update_see_one_policy_at_another_temperature_than_1(run: Run, tiny_world: Any) -> None:
     """Before the first update the ratio is 1, and the sampler's log-probabilities are the trainer's, at 0.7 alone."""
-    at = {temperature: 0.0 for temperature in (TEMPERATURE, 1.0)}
+    at = dict.fromkeys((TEMPERATURE, 1.0), 0.0)
     lm = eager(tiny_world.student, run.steps[0].weights)
     with torch.no_grad():
         for temperature in at:
@@ -224,7 +224,7 @@ def test_what_is_watched_of_a_round_is_a_mean_over_its_tokens(run: Run, tiny_wor
             entropies += [entropy.item() for _, entropy in tokens]
             ratios += [math.exp(now.item() - then) for (now, _), then in zip(tokens, old[member], strict=True)]
             k3 += [1 / ratio - 1 + math.log(ratio) for ratio in ratios[-len(tokens) :]]
-    assert run.line["train/loss_tokens"] == len(ratios) and 0 < len(ratios)
+    assert run.line["train/loss_tokens"] == len(ratios) and len(ratios) > 0
     assert run.line["policy/ratio"] == pytest.approx(statistics.mean(ratios), rel=1e-5)
     assert run.line["policy/entropy"] == pytest.approx(statistics.mean(entropies), rel=1e-5)
     if objective.kl.coefficient:

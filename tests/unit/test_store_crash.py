@@ -35,7 +35,7 @@ class File:
     synced: bytes = b""
 
     def after_a_crash(self) -> set[bytes]:
-        """All of it, what was synced, a part more than that, or blocks of zeros that were allocated and never written."""
+        """All of it, what was synced, a part more than that, or allocated blocks that were never written: zeros."""
         if self.now == self.synced:
             return {self.now}
         kept = len(self.synced) if self.now.startswith(self.synced) else 0
