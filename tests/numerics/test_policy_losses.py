@@ -322,7 +322,7 @@ def test_what_is_watched_in_numbers() -> None:
 
 
 def test_the_dual_clip_holds_bad_tokens_beyond_it_and_no_others() -> None:
-    """Bound 3: the ratio 4 of a bad token is held; 4 of a good one, 4 of one without advantage, 2 of a bad one are not."""
+    """Bound 3 holds the ratio 4 of a bad token; not 4 of a good one or of one without advantage, nor 2 of a bad one."""
     old = torch.zeros(4)
     row = PolicyRow(None, tensor([-1.0, 1.0, 0.0, -1.0]), torch.ones(4), old, torch.zeros(4).long(), old)
     logprobs = tensor([4.0, 4.0, 4.0, 2.0]).log().requires_grad_()
