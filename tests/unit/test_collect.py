@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from test_groups import OneChat, SaysRight
 
 from w2sr.curriculum import DynamicSampling
+from w2sr.modules import GRPOModule
 from w2sr.modules.collect import Collected, Collector, check_positive, check_room, check_sampling
 from w2sr.modules.phases import Phases
 from w2sr.rewards import Correct, RewardTerm
@@ -118,6 +120,29 @@ def test_rollouts_that_cannot_teach_are_refused() -> None:
     check_positive(group_size=1)
     with pytest.raises(ValueError, match=r"model\.passes=0 must be at least 1"):
         check_positive(group_size=1, passes=0)
+
+
+@pytest.mark.parametrize(
+    ("max_epochs", "max_steps", "wanted"), [(3, -1, 60), (3, 7, 7), (3, 1, 1), (-1, 7, 7), (None, 7, 7), (3, 61, 60)]
+)
+def test_a_run_has_the_optimizer_steps_of_its_rounds_or_the_limit(
+    max_epochs: int | None, max_steps: int, wanted: int
+) -> None:
+    """5 rounds an epoch, each of 2 mini-batches in 2 passes: 20 steps an epoch."""
+    module = GRPOModule("no model is loaded", minibatches=2, passes=2)
+    fit_loop = SimpleNamespace(setup_data=lambda: None)
+    module._trainer = SimpleNamespace(  # type: ignore[assignment]
+        fit_loop=fit_loop, max_epochs=max_epochs, max_steps=max_steps, num_training_batches=5.0
+    )
+    assert module.num_steps() == wanted
+
+
+def test_a_run_without_an_end_is_refused() -> None:
+    module = GRPOModule("no model is loaded")
+    fit_loop = SimpleNamespace(setup_data=lambda: None)
+    module._trainer = SimpleNamespace(fit_loop=fit_loop, max_epochs=-1, max_steps=-1, num_training_batches=5.0)  # type: ignore[assignment]
+    with pytest.raises(ValueError, match=r"trainer\.max_epochs=-1 and trainer\.max_steps=-1 give the run no end"):
+        module.num_steps()
 
 
 class Words(OneChat):
