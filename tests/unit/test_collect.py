@@ -33,6 +33,12 @@ class InOrder:
     def record(self, *of_group: Any) -> None:
         self.recorded.append(of_group)
 
+    def num_wanted(self) -> int:
+        return len(PROBLEMS)
+
+    def state_dict(self) -> dict[str, int]:
+        return {"place": self.place}
+
 
 class Scripted:
     """Answers every sample of the problems `split` half right and half wrong, of all others right."""
