@@ -18,6 +18,7 @@ from torch.distributed.device_mesh import init_device_mesh
 
 from w2sr import sharding
 from w2sr.chat import Chat
+from w2sr.modules.optimization import gradient_sync
 from w2sr.packing import pack_row
 from w2sr.policy import LoRA, Policy, empty_policy
 from w2sr.rollouts import EmbeddedGenerator
@@ -139,8 +140,9 @@ def whole_state(policy: Policy) -> dict[str, torch.Tensor]:
 def measured(policy: Policy, batch: PackedBatch) -> dict[str, Any]:
     """Log-probabilities of this rank's row, the gradient of the sum over ranks, its norm, and it clipped."""
     logprobs = policy(batch).detach()
-    for _ in range(2):  # two micro-steps: gradients of shards are summed
-        (policy(batch, reduction="sum") * 2 / 2).backward()  # averaged over 2 ranks, halved by the second pass
+    for number in range(2):  # two micro-steps: gradients of shards are summed
+        with gradient_sync(policy, last=number == 1):
+            (policy(batch, reduction="sum") * 2 / 2).backward()  # averaged over 2 ranks, halved by the second pass
     norm = torch.nn.utils.clip_grad_norm_([p for p in policy.parameters() if p.grad is not None], CLIP_NORM)
     clipped = {name: p.grad.full_tensor() for name, p in policy.named_parameters() if p.grad is not None}  # type: ignore[attr-defined]
     return {"logprobs": logprobs, "norm": norm.full_tensor(), "clipped": clipped}  # type: ignore[attr-defined]

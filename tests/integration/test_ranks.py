@@ -15,13 +15,10 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from step_recorder import recorded
 
-from w2sr.chat import Chat
-from w2sr.datamodules import TraceDataModule
-from w2sr.datamodules.steps import StepDataset
 from w2sr.modules.sharded_checkpoints import read_tensors
 from w2sr.runs import Progress, check_checkpoint, read_label
-from w2sr.traces import read_traces
 
 FitConfig = Callable[..., Path]
 Scalars = Callable[[Path, str], dict[int, float]]
@@ -41,11 +38,13 @@ SAVE_LAST = {
 }
 EXPORT = {"class_path": "w2sr.callbacks.ExportStudent"}
 TABLE = {"class_path": "w2sr.callbacks.FinalTable"}
+RECORD = {"class_path": "step_recorder.StepRecorder"}
 
 
 def run_cli(verb: str, config: Path, *extra: str, status: int = 0) -> str:
     """One command line in a process group of its own, as a user starts it; kills it where it hangs."""
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "W2SR_TRACEBACK": "" if status else "1"}
+    path = os.pathsep.join([str(REPOSITORY), str(Path(__file__).parent)])
+    environment = {**os.environ, "PYTHONPATH": path, "W2SR_TRACEBACK": "" if status else "1"}
     command = [sys.executable, str(REPOSITORY / "lightning_cli.py"), verb, "--config", str(config), *extra]
     with subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
@@ -86,7 +85,7 @@ def fitted(folder: Path, fit_config: FitConfig, tiny_world: Any, **changes: Any)
         model__learning_rates={"sft": 0.02},
         model__optimizer={"class_path": "torch.optim.SGD", "init_args": {"momentum": 0.9}},
         model__clip_norm=0.0,
-        trainer__callbacks=[SAVE_LAST, EXPORT, TABLE],
+        trainer__callbacks=[SAVE_LAST, EXPORT, TABLE, RECORD],
         **changes,
     )
     run_cli("fit", config)
@@ -172,22 +171,23 @@ def test_a_calculator_is_refused_where_the_model_is_sharded(tiny_world: Any, tmp
     assert "error: model.calculator under trainer.strategy=fsdp2" in letter
 
 
-def test_the_ranks_had_unequal_shares(two_and_one: tuple[Path, Path]) -> None:
-    """Guard: in some steps one rank has fewer rows with traces than the other, else the above shows little."""
-    config = yaml.safe_load((two_and_one[0] / "config.yaml").read_text())
-    data = config["data"]["init_args"]
-    traces, _ = read_traces(data["traces"][0]["path"], None)
-    held_out = TraceDataModule(traces=[], held_out_frac=data["held_out_frac"])._is_held_out
-    training = [trace for trace in traces if trace.verdict == "correct" and not held_out(trace)]
-    segments = Chat.load(config["model"]["init_args"]["student"]).segments(sorted(training, key=lambda t: t.trace_id))
-    sizes = {key: data[key] for key in ("max_tokens", "step_sequences", "step_tokens", "window", "seed")}
-    shares = [StepDataset(segments, rank=rank, world_size=2, **sizes) for rank in (0, 1)]
-    num_steps = 2 * shares[0].num_steps
-    real = [
-        [sum(bool(row.labels.max() >= 0) for row in share[step].rows) for step in range(num_steps)] for share in shares
-    ]
-    assert sum(mine != other for mine, other in zip(*real, strict=True)) >= 3, real
-    assert 0 in real[1], "and in one step the second rank has no trace at all"
+def test_two_ranks_share_the_traces_of_one_and_have_unequal_shares(two_and_one: tuple[Path, Path]) -> None:
+    """By what each rank was given: no trace twice or never, and one denominator. The shares differ, as they must for
+    the tests above to show much."""
+    two, one = two_and_one
+    ranks, alone = [recorded(two, rank) for rank in (0, 1)], recorded(one, 0)
+    assert len(ranks[0]) == len(ranks[1]) == len(alone) >= 6
+    for first, second, whole in zip(*ranks, alone, strict=True):
+        assert sorted(first["traces"] + second["traces"]) == sorted(whole["traces"])
+        assert len(first["rows"]) == len(second["rows"]), "equally many micro-steps"
+        assert sum(first["rows"]) + sum(second["rows"]) == sum(whole["rows"])
+        assert first["step_tokens"] == second["step_tokens"] == whole["step_tokens"] == sum(whole["rows"])
+    selection = json.loads((two / "selection.json").read_text())
+    epoch = [name for step in alone[: len(alone) // 2] for name in step["traces"]]
+    assert len(epoch) == len(set(epoch)) == selection["num_train_traces"] == 15 - selection["num_held_out_traces"]
+    filled = [[sum(tokens > 0 for tokens in step["rows"]) for step in of_rank] for of_rank in ranks]
+    assert sum(mine != other for mine, other in zip(*filled, strict=True)) >= 3, filled
+    assert 0 in filled[1], "and in one step the second rank has no trace at all"
 
 
 LOSE = """

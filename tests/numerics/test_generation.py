@@ -215,7 +215,9 @@ def test_who_did_not_ask_for_logprobs_gets_none_and_the_same_completions() -> No
     policy, sampling = sharp_policy(), Sampling(temperature=0.7, max_new_tokens=9, seed=3)
     plain = EmbeddedGenerator(policy, [STOP], str, num_slots=4).stream(requests(), sampling)
     asked = following(policy).stream(requests(), sampling)
-    for without, having in zip(plain, asked, strict=True):
+    pairs = list(zip(plain, asked, strict=True))
+    assert len(pairs) == len(requests()) > 3, "guard"
+    for without, having in pairs:
         assert without.logprobs is None and having == replace(without, logprobs=having.logprobs)
 
 

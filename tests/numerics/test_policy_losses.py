@@ -5,6 +5,7 @@ Legend: R rollouts.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -321,6 +322,18 @@ def test_what_is_watched_in_numbers() -> None:
     }
 
 
+def test_the_dual_clip_holds_bad_tokens_beyond_it_and_no_others() -> None:
+    """Bound 3 holds the ratio 4 of a bad token; not 4 of a good one or of one without advantage, nor 2 of a bad one."""
+    old = torch.zeros(4)
+    row = PolicyRow(None, tensor([-1.0, 1.0, 0.0, -1.0]), torch.ones(4), old, torch.zeros(4).long(), old)
+    logprobs = tensor([4.0, 4.0, 4.0, 2.0]).log().requires_grad_()
+    loss, sums = policy_loss(logprobs, None, row, Objective(dual_clip=3.0))
+    loss.backward()
+    assert sums["clipped_dual"] == 1 and sums["clipped_high"] == 1
+    # held: 3, constant; good and above 1.2: -1.2, constant; nothing; ratio · 1 = 2
+    assert loss.item() == pytest.approx(3 - 1.2 + 0 + 2) and logprobs.grad.tolist() == pytest.approx([0, 0, 0, 2])
+
+
 def test_the_clip_of_cispo_is_watched_on_both_sides_for_both_signs() -> None:
     old = torch.zeros(5)
     row = PolicyRow(None, tensor([1.0, -1.0, 1.0, -1.0, 0.0]), torch.ones(5), old, torch.zeros(5).long(), old)
@@ -422,6 +435,38 @@ def test_weights_in_numbers() -> None:
 def test_nonsense_is_refused(make: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def as_read(word: str) -> Any:
+    """The word as a configuration file gives it: equal to the one in the source, and not the same object."""
+    return json.loads(json.dumps(word))
+
+
+def test_words_of_a_configuration_are_compared_by_value() -> None:
+    assert as_read("reward") is not as_read("reward"), "guard"
+    for kl in ((0.1, "k1", "loss"), (0.1, "k3", "reward")):
+        with pytest.raises(ValueError, match=r"objective\.kl\.estimator"):
+            KL(kl[0], *map(as_read, kl[1:]))
+    assert KL(0.1, as_read("k1"), as_read("reward")).is_reward and KL(0.1, as_read("k2"), as_read("loss")).is_loss
+    logprobs, entropies, row = pack(ragged(), [0.1] * 6)
+    for loss in LOSSES:
+        for kind, level in product(("none", "truncate", "mask"), ("token", "sequence")):
+            ours = objective_of(loss, correction=Correction(kind, level, 1.3))
+            keys = {"clip_low": ours.clip_low, "clip_high": ours.clip_high, "dual_clip": ours.dual_clip}
+            read = Objective(as_read(loss), **keys, correction=Correction(as_read(kind), as_read(level), 1.3))
+            pair = [policy_loss(logprobs, entropies, row, one)[0].item() for one in (ours, read)]
+            assert pair[0] == pair[1]
+        weights = [rollout_weights([2, 6, 0], one, 10).tolist() for one in (loss, as_read(loss))]
+        assert weights[0] == weights[1]
+
+
+@pytest.mark.parametrize("kl", [KL(0.0), KL(0.0, "k1", "reward")])
+def test_a_penalty_of_0_needs_no_reference_policy(kl: KL) -> None:
+    logprobs, entropies, row = pack(ragged(), [0.1] * 6)
+    assert not kl.is_loss and not kl.is_reward
+    without = row._replace(ref_logprobs=None)
+    found, sums = policy_loss(logprobs, entropies, without, Objective(kl=kl))
+    assert found.item() == policy_loss(logprobs, entropies, without, Objective())[0].item() and "kl" not in sums
 
 
 def test_published_clips_stand_in_for_those_that_are_not_given() -> None:

@@ -16,8 +16,10 @@ from w2sr.groups import (
     policy_row,
     rollout_values,
     round_metrics,
+    step_weights,
     verified_groups,
 )
+from w2sr.losses import KL, Objective
 from w2sr.types import IGNORE_INDEX, Completion, Problem, Rollout, RolloutGroup, Verdict
 
 RIGHT = Verdict("correct", "4", "boxed", "equal", "math", "1")
@@ -83,6 +85,50 @@ def test_minibatches_deal_whole_groups_once_a_pass_and_anew_every_round() -> Non
     assert all((a == b).all() for a, b in zip(steps, again, strict=True))
     other = minibatches(5, 2, parts=2, passes=3, seed=1, number=5)
     assert any((a != b).any() for a, b in zip(steps, other, strict=True) if len(a) == len(b))
+
+
+def four() -> Experience:
+    """Completions of 2, 4, 5 and 8 tokens; the second met the token limit, the third has no advantage."""
+    reasons = ("stop", "length", "stop", "stop")
+    tokens = zip((2, 4, 5, 8), reasons, strict=True)
+    rollouts = [rollout("a", (1,), (7,) * count, finish_reason=reason) for count, reason in tokens]
+    return Experience(rollouts, np.array([1.0, -1.0, 0.0, 0.5]))
+
+
+def test_a_token_weighs_as_the_rollouts_of_its_optimizer_step_say() -> None:
+    """Lengths 2, 4, 5 of a mini-batch: grpo 1/(3·2), 1/(3·4), 1/(3·5); dapo 1/11; the fourth is of another step."""
+    members = np.array([0, 1, 2])
+    grpo, _ = step_weights(four(), members, Objective("grpo"), 10)
+    assert grpo.tolist() == pytest.approx([1 / 6, 1 / 12, 1 / 15, 0])
+    dapo, _ = step_weights(four(), members, Objective("dapo"), 10)
+    assert dapo.tolist() == pytest.approx([1 / 11] * 3 + [0])
+    constant, _ = step_weights(four(), members, Objective("dr_grpo"), 10)
+    assert constant.tolist() == pytest.approx([1 / 30] * 3 + [0])
+
+
+def test_a_masked_rollout_weighs_nothing_and_its_tokens_are_not_counted() -> None:
+    """The second is masked: dapo 1/(2 + 5); grpo still divides by three rollouts."""
+    members = np.array([2, 1, 0])
+    dapo, used = step_weights(four(), members, Objective("dapo"), 10, mask_cut_off=True)
+    assert dapo.tolist() == pytest.approx([1 / 7, 0, 1 / 7, 0]) and used.tolist() == [0]
+    grpo, _ = step_weights(four(), members, Objective("grpo"), 10, mask_cut_off=True)
+    assert grpo.tolist() == pytest.approx([1 / 6, 0, 1 / 15, 0])
+    _, used = step_weights(four(), members, Objective("dapo", entropy=0.1), 10, mask_cut_off=True)
+    assert used.tolist() == [2, 0], "a masked rollout is not run for the entropy either"
+
+
+def test_what_has_no_gradient_is_not_run_unless_a_penalty_or_a_bonus_reads_it() -> None:
+    everything = np.arange(4)
+    for objective, wanted in (
+        (Objective("grpo"), [0, 1, 3]),
+        (Objective("grpo", kl=KL(0.1)), [0, 1, 2, 3]),
+        (Objective("grpo", kl=KL(0.1, "k1", "reward")), [0, 1, 2, 3]),
+        (Objective("grpo", entropy=0.1), [0, 1, 2, 3]),
+    ):
+        _, used = step_weights(four(), everything, objective, 10)
+        assert used.tolist() == wanted, objective
+    weights, _ = step_weights(four(), everything, Objective("dapo"), 10)
+    assert weights.tolist() == pytest.approx([1 / 19] * 4), "a rollout that is not run counts in the denominator"
 
 
 def test_a_row_spreads_values_over_the_tokens_that_the_policy_wrote() -> None:

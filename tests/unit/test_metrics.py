@@ -133,6 +133,12 @@ def test_padding_of_weight_zero_adds_nothing() -> None:
         metric.update(["a"], ["s"], torch.tensor([0]), torch.tensor([2]))
 
 
+@pytest.mark.parametrize("weight", [[1, 1], [1, 1, 2], [1, 0, 1, 1]])
+def test_weights_of_another_number_or_value_are_our_mistake(weight: list[int]) -> None:
+    with pytest.raises(AssertionError, match="weights must be 0 or 1"):
+        PassAtK(sources=("gsm8k",)).update(ids(3), ["gsm8k"] * 3, torch.tensor([1, 0, 1]), torch.tensor(weight))
+
+
 def test_problems_that_do_not_fit_raise_and_leave_the_sums_alone() -> None:
     metric = PassAtK(num_samples=2, sources=("gsm8k",), strata=[("gsm8k", "easy")], num_bootstrap=20)
     for source, count, stratum, message in [

@@ -10,7 +10,14 @@ import torch
 from torch import nn
 
 from w2sr.modules import optimization
-from w2sr.modules.optimization import WarmupCosine, build_optimizer, gradient_sync, lr_factor, seed_dropout
+from w2sr.modules.optimization import (
+    WarmupCosine,
+    build_optimizer,
+    clip_gradients,
+    gradient_sync,
+    lr_factor,
+    seed_dropout,
+)
 
 
 def small_model() -> nn.Module:
@@ -167,6 +174,17 @@ def test_settings_of_the_optimizer_that_changed_are_the_present_ones() -> None:
     assert all(group["fused"] is None for group in second.param_groups)
     moments = [state["exp_avg"] for state in second.state.values()]
     assert len(moments) == 3 and all(torch.allclose(moment, torch.tensor(0.2)) for moment in moments)  # (1 - 0.8) · 1
+
+
+@pytest.mark.parametrize(("limit", "factor"), [(0.5, 0.1), (4.0, 0.8), (5.0, 1.0), (50.0, 1.0), (0.0, 1.0)])
+def test_gradients_are_scaled_down_to_the_limit_and_0_is_no_limit(limit: float, factor: float) -> None:
+    """3 and 4 in two weights: the norm is 5."""
+    first, second, without = (nn.Parameter(torch.zeros(2)) for _ in range(3))
+    first.grad, second.grad = torch.tensor([3.0, 0.0]), torch.tensor([0.0, 4.0])
+    norm = clip_gradients([first, second, without], limit)
+    assert norm.item() == 5 and without.grad is None
+    assert first.grad.tolist() == pytest.approx([3 * factor, 0], rel=1e-5)
+    assert second.grad.tolist() == pytest.approx([0, 4 * factor], rel=1e-5)
 
 
 def test_only_the_last_micro_step_exchanges_gradients(monkeypatch: pytest.MonkeyPatch) -> None:

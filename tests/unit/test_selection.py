@@ -171,6 +171,26 @@ def test_the_table_is_aligned() -> None:
     ]
 
 
+def test_words_of_a_configuration_are_compared_by_value() -> None:
+    """A word that is read from a file is equal to the one in the source, and not the same object."""
+
+    def as_read(word: str) -> str:
+        return str(json.loads(json.dumps(word)))
+
+    assert as_read("random") is not as_read("random"), "guard"
+    traces = [make_trace(problem, sample) for problem in (7, 8) for sample in range(3)] + MIXED
+    for key, words in {
+        "keep": ("P", "N", "N_paper", "all"),
+        "choose": ("first", "random", "shortest", "longest"),
+    }.items():
+        for word in words:
+            assert kept(traces, max_per_problem=1, **{key: word}) == kept(
+                traces, max_per_problem=1, **{key: as_read(word)}
+            ), word
+    for word in ("stop", "any"):
+        assert kept(traces, finish=word) == kept(traces, finish=as_read(word))
+
+
 def test_what_cannot_be_selected_is_refused() -> None:
     unverified = make_trace(7, verdict="")
     for traces, options, message in (
@@ -217,6 +237,12 @@ def test_only_the_last_8000_characters_are_searched() -> None:
     distinct = " ".join(str(number) for number in range(3000))
     assert tail_loop_chars(distinct) == 3  # the end of 2999
     assert not is_looping(distinct)
+
+
+def test_a_loop_counts_from_200_characters_on() -> None:
+    """`ab` 100 times is 200 characters, all of them one loop; without one letter it is 199."""
+    assert tail_loop_chars("ab" * 100) == 200 and is_looping("ab" * 100)
+    assert tail_loop_chars("b" + "ab" * 99) == 199 and not is_looping("b" + "ab" * 99)
 
 
 def test_repeated_frac_is_the_share_of_8_grams_seen_before() -> None:

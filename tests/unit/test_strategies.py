@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter
+from dataclasses import FrozenInstanceError
 from typing import Any
 
 import pytest
@@ -265,6 +266,13 @@ def test_what_cannot_be_asked_is_refused() -> None:
             chosen(TEN, scores=TENTHS, **options)
     with pytest.raises(ValueError, match="'p09@a#0' has no score 'quality'"):
         chosen(TEN, scores={"quality": {t.trace_id: 0.5 for t in TEN[:9]}}, top_frac={"quality": 0.5})
+
+
+def test_what_is_asked_for_cannot_be_changed_afterwards() -> None:
+    """The same gates are asked in every process and written into the run's directory."""
+    for asked in (Gates(), Portion("P")):
+        with pytest.raises(FrozenInstanceError):
+            asked.max_tokens = 3  # type: ignore[misc]
 
 
 def test_gates_know_what_they_need() -> None:

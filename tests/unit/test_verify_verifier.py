@@ -97,6 +97,14 @@ def test_a_timeout_is_not_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
     assert verifier.verify(*pair).label == "correct"
 
 
+def test_a_timeout_is_not_equal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three pairs that only math-verify decides: equal, too slow, different."""
+    verifier = Verifier(num_workers=1)
+    outcomes = {"|x+1|": Outcome(True, "equal"), "|x+2|": Outcome(None, "too slow"), "|x+3|": Outcome(False, "differs")}
+    monkeypatch.setattr(verifier._pool, "run", lambda tasks: [outcomes[task.answer] for task in tasks])
+    assert verifier.equal_all([(answer, "|1+x|") for answer in outcomes]) == [True, False, False]
+
+
 def test_plain_numbers_start_no_process() -> None:
     with Verifier(rules=["json:answer", "last_number"]) as verifier:
         pairs = [('{"answer": "$1,026"}', "1026"), ("so 27 eggs", "26")]

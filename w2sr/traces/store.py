@@ -361,12 +361,13 @@ def write_manifest(path: Path, manifest: Manifest) -> None:
 
 def replace_durably(temporary: Path, file: Path) -> None:
     """Renames a written file over its name; both the bytes and the name survive a power failure."""
-    _sync(temporary)
+    sync(temporary)
     temporary.replace(file)
-    _sync(file.parent)
+    sync(file.parent)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Waits until the bytes of a file, or the names in a folder, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

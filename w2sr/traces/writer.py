@@ -24,6 +24,7 @@ from w2sr.traces.store import (
     read_manifest,
     read_part,
     snapshot,
+    sync,
     trace_key,
     trace_row,
     write_manifest,
@@ -60,7 +61,10 @@ class TraceWriter:
         self._fsync = fsync
         self._journal: int | None = None
         self._size = 0
+        absent = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
         self.path.mkdir(parents=True, exist_ok=True)
+        for folder in absent:
+            sync(folder.parent)
         self._lock: int | None = acquire(self.path / f"lock-{writer}", blocking=False)
         _open_writers.add(self)
         try:
@@ -194,6 +198,8 @@ class TraceWriter:
             path = self.path / journal_name(self.writer, self._generation)
             self._journal = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
             self._size = os.fstat(self._journal).st_size
+            if self._fsync:
+                sync(self.path)  # fsync of a file keeps its bytes; its name is in the folder
         return self._journal
 
     def _close_journal(self) -> None:
