@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 from w2sr.conversation import NAMED_OR_REPAIR, Conversation, RefusedText
 from w2sr.supervision import Supervision, Target, carries_loss, segment_of, target_of
 from w2sr.templates import NAMED_TEMPLATES, Template, jinja_template
-from w2sr.tokenizer import THOUGHT_TOKENS, load_tokenizer, with_control_tokens
+from w2sr.tokenizer import THOUGHT_TOKENS, generation_end_ids, load_tokenizer, with_control_tokens
 from w2sr.types import Segment, Trace
 
 if TYPE_CHECKING:
@@ -50,6 +50,8 @@ class Chat:
         system: System prompt; None takes the template's default, "" has none.
         instruction: Text put right after the problem (`COT_INSTRUCTION`); None takes the template's default.
         template_date: The day that a template which calls `strftime_now` shows, as 2026-11-30; None is today.
+        end_token_ids: Other tokens that end a completion, as the model's generation config lists them. `stop_token_ids`
+            is the stop token, the tokenizer's end token and these.
 
     Raises:
         ValueError: The tokenizer has no chat template, no such token or no stop token, the template is unknown, or what
@@ -65,6 +67,7 @@ class Chat:
         system: str | None = None,
         instruction: str | None = None,
         template_date: str | None = None,
+        end_token_ids: Sequence[int] = (),
     ) -> None:
         self.tokenizer = self._original = tokenizer
         self.name = str(tokenizer.name_or_path)
@@ -75,7 +78,8 @@ class Chat:
         self.opened = self.conversation.opened
         self.stop_token = self._checked_stop_token(self._find_stop_token() if stop_token is None else stop_token)
         self.stop_token_id = self.vocabulary[self.stop_token]
-        end_ids = [self.stop_token_id, tokenizer.eos_token_id]
+        self.end_token_ids = self._checked_end_token_ids(end_token_ids)
+        end_ids = [self.stop_token_id, tokenizer.eos_token_id, *self.end_token_ids]
         self.stop_token_ids: tuple[int, ...] = tuple(dict.fromkeys(end for end in end_ids if end is not None))
         self.tokenizer = with_control_tokens(tokenizer, self._turn_tokens())
 
@@ -105,6 +109,7 @@ class Chat:
             system=system,
             instruction=instruction,
             template_date=template_date,
+            end_token_ids=generation_end_ids(model_name_or_path),
         )
 
     def with_instruction(self, instruction: str) -> Chat:
@@ -116,6 +121,7 @@ class Chat:
             system=self.system,
             instruction=instruction,
             template_date=self.template_date or None,
+            end_token_ids=self.end_token_ids,
         )
 
     @property
@@ -227,9 +233,11 @@ class Chat:
 
     @cached_property
     def template_hash(self) -> str:
-        """16 hex digits that change with the vocabulary, the way of tokenising, the template or the stop token."""
+        """16 hex digits that change with the vocabulary, the way of tokenising, the template or what ends a turn."""
         probe_ids = [*self.prompt_ids(PROBE_PROBLEM), self.stop_token_id]
-        parts = [sorted(self.vocabulary.items()), self.render_prompt(PROBE_PROBLEM), probe_ids]
+        parts: list[Any] = [sorted(self.vocabulary.items()), self.render_prompt(PROBE_PROBLEM), probe_ids]
+        known = {self.stop_token_id, self.tokenizer.eos_token_id}
+        parts += [more] if (more := sorted(set(self.stop_token_ids) - known)) else []  # else as stores of 0.1.0 have it
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
     def save(self, directory: str | Path) -> None:
@@ -302,6 +310,15 @@ class Chat:
         added = self.tokenizer.get_added_vocab()
         markers = {token for token in added if token in around and _MARKER.fullmatch(token)}
         return sorted({*markers, self.stop_token}.difference(THOUGHT_TOKENS))
+
+    def _checked_end_token_ids(self, ids: Sequence[int]) -> tuple[int, ...]:
+        known = set(self.vocabulary.values())
+        if unknown := [end for end in ids if end not in known]:
+            raise ValueError(
+                f"The generation config of {self.name!r} ends completions on the ids {list(ids)}, of which its "
+                f"tokenizer has no {unknown}. Correct eos_token_id in its generation_config.json."
+            )
+        return tuple(ids)
 
     def _checked_stop_token(self, stop_token: str | None) -> str:
         if stop_token is None:

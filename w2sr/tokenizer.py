@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from huggingface_hub import try_to_load_from_cache
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
+from transformers.utils import cached_file
 
 from w2sr.locations import locate_model
 
@@ -49,6 +50,25 @@ def load_tokenizer(model_name_or_path: str | Path, *, trust_remote_code: bool = 
     if file is not None:
         _check_same(name, tokenizer, Tokenizer.from_file(str(file)))
     return tokenizer
+
+
+def generation_end_ids(model_name_or_path: str | Path) -> tuple[int, ...]:
+    """The tokens on which a model's generation_config.json ends a completion; none where there is no such file.
+
+    Instruction-tuned models list several (Llama 3: the end of a text, of a message and of a turn), of which the
+    tokenizer names one.
+
+    Raises:
+        ValueError: `eos_token_id` there is neither an id nor a list of ids.
+    """
+    file = cached_file(
+        locate_model(model_name_or_path), "generation_config.json", _raise_exceptions_for_missing_entries=False
+    )
+    ids = None if file is None else json.loads(Path(file).read_text()).get("eos_token_id")
+    listed = [] if ids is None else ids if isinstance(ids, list) else [ids]
+    if not all(type(end) is int for end in listed):
+        raise ValueError(f"{file} has eos_token_id={ids!r}; it must be a token id, or a list of token ids.")
+    return tuple(listed)
 
 
 def _tokenizer_file(model: str) -> Path | None:
