@@ -1,4 +1,4 @@
-"""Plain algebra beside math-verify itself, beside exact evaluation, and beside hostile text."""
+"""Plain algebra on single values, compared with exact evaluation and tried with hostile text."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from hostile_answers import hostile_answers
 from hypothesis import given
 from hypothesis import strategies as st
 
-from w2sr.verify import worker_main
 from w2sr.verify.algebra import compare
-from w2sr.verify.mathematics import canonical, for_math_verify, quick_grade
+from w2sr.verify.mathematics import grade
 from w2sr.verify.quotients import Arithmetic, Quotient, TooLarge, constant, symbol
+from w2sr.verify.spelling import canonical
 
 # One line a feature of the grammar: answer, reference, and whether they are equal.
 DECIDED = [
@@ -30,6 +30,7 @@ DECIDED = [
     ("x^{-1}", r"\frac{1}{x}", True),
     ("x^{10}", "x^10", True),
     ("XY+1", "xy+1", True),
+    (r"\frac{R}{r}", r"\frac{r}{R}", False),
     (r"2 \cdot 3 \times 5", "30", True),
     (r"2\sqrt{3}", r"\sqrt{12}", True),
     (r"\sqrt{34}+3\sqrt{10}", "28", False),
@@ -41,8 +42,11 @@ DECIDED = [
     (r"\sqrt{x}+1", "1+x^{1/2}", True),
     (r"2\pi+1", r"1+\pi\cdot 2", True),
     (r"2\pi", "6.28", False),
+    (r"2\pi", "6.283185", True),  # 6.2831853… rounds to seven digits
     ("0.5x", r"\frac{x}{2}", True),
     ("0.5x", r"\frac{x}{3}", False),
+    ("0.0000003x", "0.0000001x", False),
+    ("1/2^64", "1/2^65", False),
     ("2i+1", "1+2i", True),
     ("1.0 - 14.0i", "(1.0 - 14.0i)", True),
     ("1.0 - 14.0i", "1.0 - 13.0i", False),
@@ -52,54 +56,20 @@ DECIDED = [
     (r"x*log(x)**2", r"x**2*log(x)", False),
     ("exp(2*x)*3", "3e^{2x}", True),
     ("(4*x-7)**(3/2)", "2*(4*x-7)**(3/2)", False),
-    (r"46\%", "70", False),
-    (r"12\%", "12", True),
-    (r"50\%", "0.5", True),
-    (r"5.0\%", "5", False),
-    (r"50\%", r"60\%", False),
-    ("x=5", "5", True),
-    ("x=6", "5", False),
-    ("5", "x=5", True),
-    ("x=5", "x=5.0", True),
-    ("x=5", "x=6", False),
-    ("y=2x+1", "1+2x", True),
-    ("f(x)=2x", "2x", True),
-    ("7*5=35=30+5", "35", True),
-    ("1,2", "2,1", True),
-    ("1,2", "1,3", False),
-    (r"\{1,2\}", "2, 1.0", True),
-    ("1,2,3", "1,2", False),
-    ("2", "1,2", False),
-    ("(1,2)", "(1,2.0)", True),
-    ("(1,2)", "(2,1)", False),
-    ("(1,2,3)", "(1,2)", False),
-    ("5", "(1,2)", False),
-    (r"[0,\frac{1}{2})", "[0,0.5)", True),
-    ("[0,1)", "[0,9)", False),
-    ("(1,2),(3,4)", "(3,4),(1,2)", True),
-    ("(1,2),(3,4)", "(3,4),(1,5)", False),
-    (r"\begin{pmatrix}1&2\\3&x+1\end{pmatrix}", r"\begin{pmatrix}1&2\\3&1+x\end{pmatrix}", True),
-    (r"\begin{pmatrix}1\\2\end{pmatrix}", r"\begin{pmatrix}1\\3\end{pmatrix}", False),
-    ("3 * 52 = 156", "156", True),
-    ("27 selfies and 18 portraits", "45", False),
-    ("the total is $40 + $30 = $70", "70", True),
-    ("3:10 pm", "2", False),
-    ("02:55", "14:55", False),
-    ("91 days, 13:40", "60 days, 11:40", False),
-    ("2.18e-26", "1.3051382506761463e-14", False),
+    (r"\pi-e", r"e-\pi", False),
 ]
 OPEN = [
-    "1/2x",  # math-verify: 1/(2x)
+    "1/2x",  # (1/2)x or 1/(2x)
     "x(y+1)",  # a function or a product
     r"2\frac{1}{2}x",
     "x2",
     "2 3",
-    "3x+5t",  # math-verify removes a unit t
     "3x cm",
     "dx",
     "x_1",
     "|x|",
     "x<5",
+    "1,2",
     r"\int x",
     r"\sin x",
     r"\sin^{-1}(x)",
@@ -108,38 +78,20 @@ OPEN = [
     "2^x",
     "x^2^3",
     "1e5x",
-    "(1;2)",
-    r"\begin{pmatrix}1&2\\3\end{pmatrix}",
-    r"\begin{vmatrix}1&2\\3&4\end{vmatrix}",  # a determinant
+    r"\begin{pmatrix}1&2\\3&4\end{pmatrix}",
     "x**(sin(3)",
     "word x",
 ]
 
 
 def algebra(answer: str, reference: str) -> bool | None:
-    return compare(canonical(for_math_verify(answer)), canonical(for_math_verify(reference)))
+    return compare(canonical(answer), canonical(reference))
 
 
 @pytest.mark.parametrize(("answer", "reference", "equal"), DECIDED)
-def test_decisions_without_sympy_are_those_of_math_verify(answer: str, reference: str, equal: bool) -> None:
-    decision = quick_grade(answer, reference)
-    assert decision is not None and decision[0] is equal, decision
-    assert worker_main.grade(for_math_verify(answer), for_math_verify(reference))[0] is equal
-
-
-@pytest.mark.parametrize(
-    ("answer", "reference", "equal"),
-    [
-        ("0x10", "0x11", False),  # math-verify: 0 * x * 10 = 0 * x * 11
-        ("00:37:55", "00:36:55", False),  # math-verify: 0/37/55 = 0/36/55
-        (r"4:30 \text{ p.m.}", "4:30p..", True),  # math-verify: 4/30 and 4/(30 p)
-        ("420 - 252 = 168 shells", "168", True),  # math-verify: 168 * s * h * e * l * l * s
-    ],
-)
-def test_where_math_verify_multiplies_letters_it_is_not_followed(answer: str, reference: str, equal: bool) -> None:
-    decision = quick_grade(answer, reference)
-    assert decision is not None and decision[0] is equal
-    assert worker_main.grade(for_math_verify(answer), for_math_verify(reference))[0] is not equal
+def test_decisions_hold_in_both_orders(answer: str, reference: str, equal: bool) -> None:
+    assert algebra(answer, reference) is equal
+    assert algebra(reference, answer) is equal
 
 
 @pytest.mark.parametrize("text", OPEN)
@@ -152,34 +104,25 @@ def test_what_has_two_readings_or_none_is_left_open(text: str) -> None:
 @pytest.mark.parametrize(
     ("answer", "reference"),
     [
-        ("0.333333", r"\frac{1}{3}+0x"),  # six digits may be enough
+        ("0.333333x", r"\frac{x}{3}"),  # six digits may be enough
         (r"\sin(x)^2+\cos(x)^2", "1"),
         (r"\ln(xy)", r"\ln(x)+\ln(y)"),
         (r"8^{1/3}", "2"),
-        ("(1,2)", "1,2"),
-        ("[1,2]", "(1,2)"),
         ("i^2+x", "x-1"),
         ("i", "1i"),
-        ("x=5", "y=5"),
-        ("x+y=5", "x+y=6"),
-        (r"\pi-e", r"e-\pi"),
-        ("2:10", "4:20"),
-        ("4:30 pm", "4:30"),
-        ("1.5e-7", "1.50000001e-7"),
     ],
 )
 def test_pairs_that_are_neither_proven_equal_nor_different(answer: str, reference: str) -> None:
-    decision = quick_grade(answer, reference)
-    assert decision is None, decision
+    assert algebra(answer, reference) is None
 
 
 def test_hostile_answers_are_refused_or_decided_at_once() -> None:
     """Against each other and not only against 1/2, so that both sides are hostile."""
     answers = [answer[:1_990] for _, answer in hostile_answers()]
     answers += ["1 " + "aa " * 3_000, "^(" * 600, r"\sin(" * 11 + "x" + ")^{50}+1" * 11, "((a+b+c+d)^{90}+1)^{90}"]
-    answers += ["+".join(rf"\frac{{1}}{{x+{n}}}" for n in range(90)), ",".join(f"(x+{n})^{{40}}" for n in range(90))]
-    decisions = [quick_grade(answer, other) for answer, other in itertools.product(answers, answers[::30])]
-    assert any(decision is None for decision in decisions) and any(decision for decision in decisions)
+    answers += ["+".join(rf"\frac{{1}}{{x+{n}}}" for n in range(90)), ",".join(f"(x+{n})^{{40}}" for n in range(12))]
+    decisions = [grade(answer, other)[0] for answer, other in itertools.product(answers, answers[::30])]
+    assert any(decision is False for decision in decisions) and any(decision is not False for decision in decisions)
 
 
 @pytest.mark.parametrize("text", ["(x+y+z)^{60}", "2^{10000}", "(x^{99})^{2}", "(99999999999999999999)^{100}"])

@@ -323,7 +323,7 @@ def test_the_verifier_knows_every_kind() -> None:
         tolerance = Tolerance(absolute=0.2) if kind == "number" else Tolerance()
         with Verifier(["boxed"], kind, tolerance=tolerance) as verifier:  # type: ignore[arg-type]
             verdict = verifier.verify(rf"so \boxed{{{answer}}}", reference)
-            assert (verdict.label, verdict.grader, verdict.grader_version) == ("correct", kind, "w2sr 2")
+            assert (verdict.label, verdict.grader, verdict.grader_version) == ("correct", kind, "w2sr 3")
             assert verifier._pool._workers == []
             with pytest.raises(ValueError, match="reference answer"):
                 verifier.check_reference("?")

@@ -53,7 +53,7 @@ def test_mathematics(verifier: Verifier, answer: str, reference: str, label: str
     assert (verdict.answer, verdict.rule) == (answer, "boxed")
     assert verdict.reason
     assert verdict.grader == "math-verify+exact"
-    assert verdict.grader_version.startswith("w2sr 2, math-verify ")
+    assert verdict.grader_version.startswith("w2sr 3, math-verify ")
 
 
 def test_a_completion_without_answer(verifier: Verifier) -> None:
@@ -78,7 +78,7 @@ def test_equal_pairs_are_graded_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def count(tasks: list[object]) -> list[Outcome]:
         seen.append(len(tasks))
-        return [Outcome(True, "counted")] * len(tasks)
+        return [Outcome((True,), "counted")] * len(tasks)
 
     monkeypatch.setattr(verifier._pool, "run", count)
     pairs = [(r"\boxed{|x+1|}", "|1+x|")] * 8 + [(r"\boxed{|x+2|}", "|2+x|")]
@@ -88,7 +88,7 @@ def test_equal_pairs_are_graded_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_timeout_is_not_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
-    outcomes = [Outcome(None, "too slow"), Outcome(True, "equal")]
+    outcomes = [Outcome(None, "too slow"), Outcome((True,), "equal")]
     verifier = Verifier(num_workers=1)
     monkeypatch.setattr(verifier._pool, "run", lambda tasks: [outcomes.pop(0)])
     pair = (r"\boxed{|x+1|}", "|1+x|")
@@ -117,7 +117,7 @@ def test_kind_exact_compares_text_without_mathematics() -> None:
     with Verifier(rules=["answer_tag"], kind="exact") as verifier:
         assert verifier.verify("<answer> (B). </answer>", "b").label == "correct"
         assert verifier.verify("<answer>1/2</answer>", "0.5").label == "incorrect"
-        assert (verifier.grader, verifier.version) == ("exact", "w2sr 2")
+        assert (verifier.grader, verifier.version) == ("exact", "w2sr 3")
 
 
 def test_the_verifier_works_in_a_thread_and_after_pickling(verifier: Verifier) -> None:

@@ -17,6 +17,7 @@ import pytest
 from w2sr.rewards import Correct
 from w2sr.types import Completion, Problem, Rollout
 from w2sr.verify import Verifier, workers
+from w2sr.verify.comparison import Pair
 from w2sr.verify.workers import GradeTask, Outcome, WorkerPool
 
 LIMIT_S = 1.5
@@ -25,7 +26,7 @@ import json, os, signal, sys, time
 print(json.dumps({"ready": True}), flush=True)
 for line in sys.stdin:
     request = json.loads(line)
-    answer = request["answer"]
+    [(answer, reference)] = request["pairs"]
     if answer == "hang":
         time.sleep(600)
     if answer == "slow":
@@ -36,7 +37,7 @@ for line in sys.stdin:
         os._exit(3)
     if answer == "crash":
         os.kill(os.getpid(), signal.SIGSEGV)
-    equal = answer == request["reference"]
+    equal = [answer == reference]
     reply = {"id": request["id"], "equal": equal, "reason": str(os.getpid()), "retire": answer == "retire"}
     print(json.dumps(reply), flush=True)
 """
@@ -57,9 +58,13 @@ def pool(stand_in: Path) -> Iterator[WorkerPool]:
     pool.close()
 
 
+def task(answer: str) -> GradeTask:
+    return GradeTask(((answer, "7"),))
+
+
 def run(pool: WorkerPool, answers: list[str]) -> list[bool | None]:
     """The decisions on these answers, all against the reference "7"."""
-    return [outcome.equal for outcome in pool.run([GradeTask(answer, "7") for answer in answers])]
+    return [outcome.equal and outcome.equal[0] for outcome in pool.run([task(answer) for answer in answers])]
 
 
 def pids(pool: WorkerPool) -> set[int]:
@@ -92,8 +97,8 @@ def test_outcomes_come_in_the_order_of_the_tasks(pool: WorkerPool) -> None:
 )
 def test_only_the_hostile_answer_is_lost(pool: WorkerPool, hostile: str, reason: str) -> None:
     answers = ["7", hostile, "8", "7", hostile, "7", "8"]
-    outcomes = pool.run([GradeTask(answer, "7") for answer in answers])
-    assert [outcome.equal for outcome in outcomes] == [True, None, False, True, None, True, False]
+    outcomes = pool.run([task(answer) for answer in answers])
+    assert [outcome.equal for outcome in outcomes] == [(True,), None, (False,), (True,), None, (True,), (False,)]
     assert outcomes[1].reason == outcomes[4].reason == reason
 
 
@@ -111,8 +116,8 @@ def test_the_limit_holds_for_each_answer_and_not_for_the_batch(pool: WorkerPool)
 
 
 def test_a_retiring_process_is_replaced_without_loss(pool: WorkerPool) -> None:
-    outcomes = pool.run([GradeTask("retire", "7")] * 5)
-    assert [outcome.equal for outcome in outcomes] == [False] * 5
+    outcomes = pool.run([task("retire")] * 5)
+    assert [outcome.equal for outcome in outcomes] == [(False,)] * 5
     assert len({outcome.reason for outcome in outcomes}) == 5  # five process ids
     assert pids(pool) == set()
 
@@ -166,7 +171,7 @@ def test_a_forked_child_that_exits_leaves_the_processes_of_its_parent_alone(stan
     code = (
         "import os, sys; from pathlib import Path; from w2sr.verify import workers\n"
         f"workers._PROGRAM = Path({str(stand_in)!r}); pool = workers.WorkerPool(1, 9.0)\n"
-        "pool.run([workers.GradeTask('7', '7')])\n"
+        "pool.run([workers.GradeTask((('7', '7'),))])\n"
         "child = os.fork()\n"
         "if child == 0: sys.exit(0)\n"
         "os.waitpid(child, 0); print(pool._workers[0].process.poll())"
@@ -238,7 +243,8 @@ def test_the_real_program_ends_when_its_parent_is_killed() -> None:
     """A parent that is killed cannot clean up: the end of the pipe must end the process."""
     code = (
         "import os, signal; from w2sr.verify.workers import GradeTask, WorkerPool\n"
-        "pool = WorkerPool(1, 60.0); pool.run([GradeTask('x', 'y')]); print(pool._workers[0].process.pid, flush=True)\n"
+        "pool = WorkerPool(1, 60.0); pool.run([GradeTask((('x', 'y'),))])\n"
+        "print(pool._workers[0].process.pid, flush=True)\n"
         "os.kill(os.getpid(), signal.SIGKILL)"
     )
     root = Path(workers.__file__).parents[2]
@@ -255,7 +261,7 @@ def test_the_real_program_ends_when_its_parent_is_killed() -> None:
 def test_a_process_killed_from_outside_while_it_grades_costs_its_answer_and_no_waiting(stand_in: Path) -> None:
     """As the kernel does where memory runs out. The rollout's verdict is a timeout, long before the limit."""
     with Verifier(timeout_s=600.0, num_workers=1) as verifier:
-        verifier._grade = lambda answer, reference: None  # all of it needs a process
+        verifier._grade = lambda answer, reference: (Pair(answer, reference), "")  # all of it needs a process
         assert verifier.verify(r"\boxed{7}", "7").is_correct
         (worker,) = verifier._pool._workers
         killer = threading.Timer(0.3, worker.process.kill)

@@ -1,16 +1,13 @@
 r"""Formulas of LaTeX text as exact values: a bounded reader, linear in the text but for the arithmetic that it does.
 
-Read are sums, products, quotients, powers, roots and functions over letters and `\pi`, alone or in tuples, intervals,
-sets, matrices, percentages and equations. Whatever is not read in full, or means one thing to a person and another to
-math-verify (`1/2x`, `x(y+1)`, `2\frac{1}{2}`, a trailing unit), raises Unread.
+Read are sums, products, quotients, powers, roots and functions over letters and `\pi`, in canonical text (spelling.py).
+Whatever is not read in full, or has two readings (`1/2x`, `x(y+1)`, `2\frac{1}{2}`, a word), raises Unread.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from fractions import Fraction
-from string import ascii_letters
 from typing import NamedTuple
 
 from w2sr.verify.numerics import Function, Functions
@@ -21,48 +18,21 @@ MAX_TOKENS = 800
 MAX_DEPTH = 12
 MAX_FUNCTIONS = 40
 
-_TOKEN = re.compile(r"[0-9]+\.?[0-9]*|\.[0-9]+|\\[A-Za-z]+|\\\\|\\[{}]|[A-Za-z]+|[-+*/^(){}\[\],=&%×]| +")
-_AMBIGUOUS = re.compile(
-    r"[0-9],[0-9]{3}(?![0-9])|,[0-9]{3},"  # thousands or two elements
-    r"|[0-9][eE][-+]?[0-9]"  # scientific notation or Euler's number
-    r"|\^\([^()]*[(]|sqrt ?\([^()]*[(]"  # math-verify ends these at the first parenthesis that closes
-)
+_TOKEN = re.compile(r"[0-9]+\.?[0-9]*|\.[0-9]+|\\[A-Za-z]+|[A-Za-z]+|[-+*/^(){}] ?| +")
+_AMBIGUOUS = re.compile(r"[A-Za-z] [A-Za-z]{2}|\^\([^()]*[(]")  # a unit; where an exponent ends
 _SPLIT_WORD = re.compile("or|in|ln|lg|to|by|pi", re.IGNORECASE)
-_TIMES = {"*", r"\cdot", r"\times", "×"}
-SET = r"\{\}"
-_UNIT_LETTERS = set("thclsgmdo")
+_TIMES = {"*", r"\cdot"}
 _FUNCTIONS = {
     r"\sin", r"\cos", r"\tan", r"\ln", r"\exp", r"\arcsin", r"\arccos", r"\arctan", r"\sinh", r"\cosh", r"\tanh"
 }  # fmt: skip
 _BEGINS_FACTOR = _FUNCTIONS | {"(", "{", r"\pi", r"\sqrt", r"\frac"}
-_OPEN, _CLOSE = {"(", "[", "{", r"\{"}, {")", "]", "}", r"\}"}
-_MATRIX = re.compile(r"\\begin\{([pbB]?)matrix\}(.*)\\end\{\1matrix\}", re.DOTALL)
-_NAME = re.compile(r"[A-Za-z](?:\([A-Za-z]\))?")
 
 
 class Scalar(NamedTuple):
-    """One expression. `exact` is False where a decimal stands in it, `percent` True where a percent sign ends it."""
+    """One expression. `exact` is False where a decimal stands in it."""
 
     value: Quotient
     exact: bool
-    percent: bool
-
-
-class Listing(NamedTuple):
-    r"""Several values: `brackets` is "()", "[)" … where order counts, r"\{\}" where not, "matrix R" for R rows."""
-
-    brackets: str
-    items: tuple[Value, ...]
-
-
-class Equation(NamedTuple):
-    """The first and the last part of `a = … = z`; `name` is the first where it is a letter or `f(x)`, else ""."""
-
-    name: str
-    last: Scalar | Listing
-
-
-Value = Scalar | Listing | Equation
 
 
 class Unread(Exception):
@@ -70,63 +40,29 @@ class Unread(Exception):
 
 
 class Reader:
-    """Recursive descent over tokens. `exact` turns False at the first decimal of a scalar."""
+    """Recursive descent over tokens. `exact` turns False at the first decimal. `fold` reads `X` as `x`."""
 
-    def __init__(self) -> None:
-        self.arithmetic = Arithmetic()
+    def __init__(self, fold: bool = True, arithmetic: Arithmetic | None = None) -> None:
+        self.arithmetic = arithmetic or Arithmetic()
         self.functions: Functions = {}
+        self.fold = fold
         self.tokens: list[str] = []
         self.position = self.end = self.depth = 0
         self.exact = True
 
-    def value(self, text: str) -> Value:
+    def scalar(self, text: str) -> Scalar:
         """The value of a whole text. Raises Unread or TooLarge."""
-        if len(text) > MAX_CHARS or _AMBIGUOUS.search(text) or _may_end_in_unit(text):
+        if len(text) > MAX_CHARS or _AMBIGUOUS.search(text):
             raise Unread
-        self.depth = 0
-        if "=" in text:
-            first, *parts = text.split("=")
-            name = first if _NAME.fullmatch(first) else ""
-            read = [self._listing(_tokens(part)) for part in (parts if name else [first, *parts])]
-            return Equation(name, read[-1])
-        matrix = _MATRIX.fullmatch(text)
-        return self._matrix(matrix.group(2)) if matrix else self._listing(_tokens(text))
-
-    def _matrix(self, body: str) -> Listing:
-        rows = [row.split("&") for row in body.split(r"\\") if row.strip()]
-        if len({len(row) for row in rows}) != 1:
-            raise Unread
-        return Listing(f"matrix {len(rows)}", tuple(self._scalar(_tokens(cell)) for row in rows for cell in row))
-
-    def _listing(self, tokens: list[str]) -> Scalar | Listing:
-        """A scalar, or values between brackets or commas."""
-        pieces = _split(tokens)
-        if len(pieces) > 1:
-            return Listing(SET, tuple(self._nested(piece) for piece in pieces))
-        if tokens and tokens[0] in _OPEN and _closing(tokens, 0) == len(tokens) - 1:
-            inner = _split(tokens[1:-1])
-            brackets = tokens[0] + tokens[-1]
-            if brackets == SET or (brackets == "{}" and len(inner) > 1):
-                return Listing(SET, tuple(self._nested(piece) for piece in inner))
-            if len(inner) > 1 and brackets in ("()", "[]", "[)", "(]"):
-                return Listing(brackets, tuple(self._nested(piece) for piece in inner))
-        return self._scalar(tokens)
-
-    def _nested(self, tokens: list[str]) -> Scalar | Listing:
-        self.depth += 1
-        if self.depth > MAX_DEPTH:
-            raise Unread
-        found = self._listing(tokens)
-        self.depth -= 1
-        return found
-
-    def _scalar(self, tokens: list[str]) -> Scalar:
-        percent = len(tokens) > 1 and tokens[-1] == "%"
-        self.tokens, self.position, self.end, self.exact = tokens, 0, len(tokens) - percent, True
+        self.tokens, self.position, self.depth, self.exact = _tokens(text), 0, 0, True
+        self.end = len(self.tokens)
         value = self._sum()
-        if self.position != self.end or (percent and not _is_number(tokens[:-1])):
+        if self.position != self.end:
             raise Unread
-        return Scalar(value, self.exact, percent)
+        return Scalar(value, self.exact)
+
+    def _letter(self, letter: str) -> str:
+        return letter.lower() if self.fold else letter
 
     def _peek(self) -> str:
         return self.tokens[self.position] if self.position < self.end else ""
@@ -152,7 +88,7 @@ class Reader:
 
     def _term(self) -> Quotient:
         value, _ = self._juxtaposed()
-        while (operator := self._peek()) in _TIMES or operator in ("/", r"\div"):
+        while (operator := self._peek()) in _TIMES or operator == "/":
             self.position += 1
             factor, num_factors = self._juxtaposed()
             if operator in _TIMES:
@@ -185,7 +121,7 @@ class Reader:
             raise Unread
         number = exponent.rational()
         if number is None:
-            if letter.lower() != "e":
+            if self._letter(letter) != "e":
                 raise Unread
             return self._function(r"\exp", exponent)
         if number.denominator == 1:
@@ -193,7 +129,7 @@ class Reader:
         if number == Fraction(1, 2) and base.rational() is not None:
             return self.arithmetic.root(base)
         is_letter = len(letter) == 1 and letter.isalpha() and letter.lower() not in "ei"
-        return symbol(letter.lower(), number) if is_letter and number > 0 else self._function(str(number), base)
+        return symbol(self._letter(letter), number) if is_letter and number > 0 else self._function(str(number), base)
 
     def _exponent(self) -> Quotient:
         token = self._peek()
@@ -236,7 +172,7 @@ class Reader:
         if token == r"\pi":
             return symbol(token)
         if len(token) == 1 and token.isalpha() and self._peek() != "(":
-            return symbol(token.lower())
+            return symbol(self._letter(token))
         raise Unread
 
     def _root(self, radicand: Quotient) -> Quotient:
@@ -283,7 +219,7 @@ def _tokens(text: str) -> list[str]:
         match = _TOKEN.match(text, position)
         if match is None or len(tokens) > MAX_TOKENS:
             raise Unread
-        token = match.group()
+        token = match.group().rstrip() or " "
         position = match.end()
         if token == "sqrt" or not token[0].isalpha():
             tokens += [] if token.isspace() else [token]
@@ -294,40 +230,3 @@ def _tokens(text: str) -> list[str]:
     if not tokens:
         raise Unread
     return tokens
-
-
-def _closing(tokens: Sequence[str], begin: int) -> int:
-    """The position at which the bracket at `begin` closes."""
-    depth = 0
-    for position in range(begin, len(tokens)):
-        depth += (tokens[position] in _OPEN) - (tokens[position] in _CLOSE)
-        if depth == 0:
-            return position
-    raise Unread
-
-
-def _split(tokens: list[str]) -> list[list[str]]:
-    """The tokens between the commas that stand outside of brackets."""
-    pieces: list[list[str]] = [[]]
-    depth = 0
-    for token in tokens:
-        depth += (token in _OPEN) - (token in _CLOSE)
-        if token == "," and depth == 0:
-            pieces.append([])
-        else:
-            pieces[-1].append(token)
-    return pieces
-
-
-def _is_number(tokens: Sequence[str]) -> bool:
-    digits = tokens[1:] if tokens[0] in ("-", "+") else tokens
-    return len(digits) == 1 and digits[0][0] in ".0123456789"
-
-
-def _may_end_in_unit(text: str) -> bool:
-    """Whether math-verify may take the last word for a unit and remove it."""
-    body = text.rstrip(" .")
-    before = body.rstrip(ascii_letters)
-    word = body[len(before) :]
-    follows = before[-1:] in {" ", "}", "]"} or before[-1:].isdigit()
-    return bool(word) and follows and (len(word) > 1 or word.lower() in _UNIT_LETTERS)

@@ -1,8 +1,7 @@
-r"""Proof that two expressions differ, by a number that is far from zero.
+r"""Inequality of formulas by numbers, where exact arithmetic does not prove it.
 
-Where exact arithmetic leaves a difference that is not zero, math-verify could still call the two equal: it rounds
-decimals to six digits, evaluates 15 digits, and knows identities such as sin² + cos² = 1. Here the difference is put
-into numbers, and only one that no rounding can explain counts as a proof.
+A difference that exact arithmetic does not cancel may still be zero where functions stand in it (sin² + cos² = 1), or
+be the rounding of a decimal. Here it is put into numbers, and only one that no rounding can explain counts as a proof.
 """
 
 from __future__ import annotations
@@ -14,11 +13,11 @@ from typing import NamedTuple
 
 from w2sr.verify.quotients import Monomial, Quotient
 
-ROUNDING = 2e-6
-"""Values with decimals that are nearer to each other may still round to the same six digits."""
+ROUNDING = 1e-5
+"""Beside decimals, differences of a smaller share of the values are left open."""
 
 RELATIVE = 1e-9
-"""Constants that agree to more digits than these are not called different: math-verify evaluates 15 digits."""
+"""A sum that is so small beside its terms may be the rounding of 53 bits."""
 
 MARGIN = 1e-4
 """At a point where functions are evaluated, so large must a difference be beside the sum of its terms' sizes."""
@@ -63,26 +62,41 @@ def is_far(difference: Quotient, first: Quotient, second: Quotient, functions: F
     try:
         if difference.letters & functions.keys():
             return any(_is_far_at(point, difference, functions) for point in _POINTS)
-        if all(letter in _CONSTANTS for _, powers in difference.under for letter, _ in powers):
+        if {"e", r"\pi"} <= difference.letters or not exact:
             return _is_far_polynomial(difference, first, second, exact)
     except (OverflowError, ValueError, ZeroDivisionError):
         return False
-    return exact  # quotients of polynomials are compared by exact cross-multiplication
+    return True  # roots of different integers, letters and one of e and \pi are independent over the rationals
 
 
 def _is_far_polynomial(difference: Quotient, first: Quotient, second: Quotient, exact: bool) -> bool:
     """Whether the number before one of the products of letters is far from zero."""
+    if any(letter not in _CONSTANTS for _, powers in difference.under for letter, _ in powers):
+        return False
     numbers: dict[tuple[tuple[str, Fraction | int], ...], list[float]] = {}
     for (radicand, powers), coefficient in difference.over.items():
         constants = tuple(power for power in powers if power[0] in _CONSTANTS)
         letters = tuple(power for power in powers if power[0] not in _CONSTANTS)
         numbers.setdefault(letters, []).append(_term((radicand, constants), coefficient, _CONSTANTS))
     under = abs(sum(_term(*term, _CONSTANTS) for term in difference.under.items()))
-    least = 0.0 if exact else max(ROUNDING, RELATIVE * max(_size(value) for value in (first, second)))
+    least = 0.0 if exact else ROUNDING * max(_size(value) for value in (first, second))
     return any(
-        abs(sum(terms)) > RELATIVE * sum(map(abs, terms)) and abs(sum(terms)) / under > max(least, RELATIVE**2)
+        abs(sum(terms)) > RELATIVE * sum(map(abs, terms)) and abs(sum(terms)) / under > least
         for terms in numbers.values()
     )
+
+
+def constant_value(value: Quotient) -> float | None:
+    r"""The value of a quotient without letters but e and \pi; None where it has others or cancels too many digits."""
+    if not value.letters <= _CONSTANTS.keys():
+        return None
+    try:
+        over, under = ([_term(*term, _CONSTANTS) for term in part.items()] for part in value)
+        if any(abs(sum(terms)) < 1e-2 * sum(map(abs, terms)) for terms in (over, under)):
+            return None
+        return sum(over) / sum(under)
+    except (OverflowError, ValueError, ZeroDivisionError):
+        return None
 
 
 def _size(value: Quotient) -> float:

@@ -1,8 +1,7 @@
-r"""Answers that are no formulas: hexadecimal and scientific numbers, times, sentences, and sums with their result.
+r"""Answers that are no formulas: words, option letters, hexadecimal numbers, times, sentences.
 
-math-verify reads such text as mathematics: `0x1f` as 0 * x * 1 * f, `2:55` as a ratio, `1.5e-3` with Euler's number,
-and a sentence as a product of its letters. A sentence therefore never equals a number, and the last part of `3 + 4 = 7`
-counts; both are kept. Hexadecimal numbers and times are compared as what they are.
+math-verify reads such text as mathematics: `0x1f` as 0 * x * 1 * f, `2:55` as a ratio, and a word or a sentence as the
+product of its letters, so that "pots" is "stop". Here they are compared as what they are. All rules are symmetric.
 """
 
 from __future__ import annotations
@@ -11,13 +10,14 @@ import re
 from fractions import Fraction
 from typing import NamedTuple
 
-from w2sr.verify.plain_numbers import Number, compare_numbers, plain_number
+from w2sr.verify.plain_numbers import plain_number
 
+_PHRASE = re.compile(r"[A-Za-z]+(?:[ '-][A-Za-z]+)*")
+_OPTION = re.compile(r"\(?([A-Za-z])[).]?")
 _HEXADECIMAL = re.compile(r"[+-]?0[xX][0-9a-fA-F]{1,200}")
-_SCIENTIFIC = re.compile(r"[+-]?[0-9]{1,30}(?:\.[0-9]{1,30})?[eE][+-]?[0-9]{1,3}")
 _CLOCK = re.compile(
     r"(?:([0-9]{1,6}) days?,? ?)?([0-9]{1,2}):([0-9]{2})(?::([0-9]{2}(?:\.[0-9]{1,9})?))?"
-    r" ?(?:([AaPp])(?:\.? ?[Mm])?\.?)?"
+    r" ?(?:([AaPp])(?:\.? ?[Mm])?\.*)?"
 )
 _WORD = re.compile(r"(?<![A-Za-z])[A-Za-z]{3,}")
 _READ = re.compile(
@@ -26,11 +26,7 @@ _READ = re.compile(
 )
 """Words that math-verify reads as more than a product of letters."""
 
-_NOT_A_CHAIN = re.compile(r"[;<>≈]|[!=]=")
 _LAST_DIGIT = re.compile(r".*[0-9]", re.DOTALL)
-
-SCIENTIFIC_DIFFERENCE = Fraction(1, 1_000_000)
-"""Scientific numbers that differ by a larger share are different."""
 
 
 class _Time(NamedTuple):
@@ -50,27 +46,42 @@ class _Time(NamedTuple):
 def compare_plain_text(given: str, wanted: str) -> tuple[bool, str] | None:
     """Decides between two canonical texts with one sentence why, or None.
 
-    >>> compare_plain_text("0x1F", "0x01f"), compare_plain_text("4:30 p.m", "4:30p"), compare_plain_text("3+4=7", "7")
-    ((True, 'equal hexadecimal numbers'), (True, 'equal times'), (True, 'equal numbers'))
+    >>> compare_plain_text("0x1F", "0x01f"), compare_plain_text("4:30 p.m", "4:30p"), compare_plain_text("pots", "stop")
+    ((True, 'equal hexadecimal numbers'), (True, 'equal times'), (False, 'different words'))
     """
+    first, second = _OPTION.fullmatch(given), _OPTION.fullmatch(wanted)
+    if first and second:
+        equal = first[1].casefold() == second[1].casefold()
+        return equal, "equal letter" if equal else "different letters"
+    if _is_phrase(given) and _is_phrase(wanted):
+        equal = given.casefold() == wanted.casefold()
+        return equal, "equal words" if equal else "different words"
     if _HEXADECIMAL.fullmatch(given) and _HEXADECIMAL.fullmatch(wanted):
         equal = int(given, 16) == int(wanted, 16)
         return equal, f"{'equal' if equal else 'different'} hexadecimal numbers"
-    if _SCIENTIFIC.fullmatch(given) and _SCIENTIFIC.fullmatch(wanted):
-        return _compare_scientific(Fraction(given), Fraction(wanted))
-    number = plain_number(wanted)
-    clock = _time(given)
-    if clock is not None and number is not None and clock.half:
-        return False, "a time is not a number"
-    if clock is not None and (other := _time(wanted)) is not None:
-        return _compare_times(clock, other)
-    return None if number is None or number.value == 0 else _compare_with_number(given, number)
-
-
-def _compare_scientific(given: Fraction, wanted: Fraction) -> tuple[bool, str] | None:
-    if abs(given - wanted) > SCIENTIFIC_DIFFERENCE * max(abs(given), abs(wanted)):
-        return False, "different numbers in scientific notation"
+    given_time, wanted_time = _time(given), _time(wanted)
+    if given_time is not None and wanted_time is not None:
+        return _compare_times(given_time, wanted_time)
+    for text, other, clock in ((given, wanted, given_time), (wanted, given, wanted_time)):
+        if plain_number(other) is not None and ((clock is not None and clock.half) or is_sentence(text)):
+            return False, "a time is not a number" if clock else "a sentence is not a number"
     return None
+
+
+def _is_phrase(text: str) -> bool:
+    """Whether the text is words, and not a product of a few letters."""
+    return _PHRASE.fullmatch(text) is not None and any(len(word) > 3 for word in re.findall("[A-Za-z]+", text))
+
+
+def is_sentence(text: str) -> bool:
+    """Whether words stand before the last digit, so that they are no unit, or the text has words and no digit."""
+    if "\\" in text or "=" in text:
+        return False
+    words = [match.group() for match in _WORD.finditer(text)]
+    if any(_READ.fullmatch(word) for word in words):
+        return False
+    before = _LAST_DIGIT.match(text)
+    return any(word != "and" for word in _WORD.findall(before.group() if before else text))
 
 
 def _time(text: str) -> _Time | None:
@@ -96,20 +107,3 @@ def _compare_times(given: _Time, wanted: _Time) -> tuple[bool, str] | None:
     if is_ratio and given.hours * wanted.minutes == wanted.hours * given.minutes:
         return None  # 1:20 is 2:40 as a ratio
     return False, "different times"
-
-
-def _compare_with_number(given: str, wanted: Number) -> tuple[bool, str] | None:
-    """A sum with its result, or a sentence, beside a number that is not zero."""
-    words = [match.group() for match in _WORD.finditer(given)]
-    if "\\" in given or any(_READ.fullmatch(word) for word in words):
-        return None
-    if "=" in given and "," not in given:
-        last = None if _NOT_A_CHAIN.search(given) else plain_number(given.rpartition("=")[2].strip())
-        if last is not None:
-            return compare_numbers(last, wanted)
-        given = given.rpartition("=")[2]
-    # Words after the last digit may be a unit, which math-verify removes.
-    before = _LAST_DIGIT.match(given)
-    if any(word != "and" for word in _WORD.findall(before.group() if before else given)):
-        return False, "a sentence is not a number"
-    return None

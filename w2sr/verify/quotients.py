@@ -20,8 +20,8 @@ MAX_BITS = 4_000
 MAX_RADICAND = 1_000_000
 """Roots of larger integers are not taken apart; trial division would take long."""
 
-MAX_WORK = 20_000
-"""So many products of terms are made for one expression."""
+MAX_WORK = 5_000
+"""So many products of terms are made for one comparison."""
 
 Monomial = tuple[int, tuple[tuple[str, Fraction | int], ...]]
 """A squarefree radicand, and letters with their exponents in the order of the alphabet."""

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from types import TracebackType
 from typing import Any, Literal, get_args
 
 from w2sr.types import Kind, Problem, Tolerance, Verdict, VerdictLabel
 from w2sr.verify import choice, exact, logic, mathematics, number, yes_no
+from w2sr.verify.comparison import Decision, Pair, open_pairs, settle
 from w2sr.verify.extraction import extract, parse_rules
 from w2sr.verify.workers import GradeTask, Outcome, WorkerPool
 
-GRADER_REVISION = 2
+GRADER_REVISION = 3
 """Raised by one with every change that can change a verdict; stored with every trace."""
 
 MAX_REMEMBERED = 100_000
@@ -23,17 +24,14 @@ _NUM_EXAMPLES = 3
 _PURE = {"exact": exact, "choice": choice, "yes_no": yes_no, "number": number, "logic": logic}
 """The kinds that are decided in this process, each a module with `grade` and `check_reference`."""
 
-Pair = tuple[str | None, str]
-"""An extracted answer, or None, and the reference answer."""
-
 
 class Verifier:
     """Verifies completions by rules of extraction and one kind of comparison.
 
-    `kind="math"`: an exact fast path in this process, then math-verify in `num_workers` killable processes with
-    `timeout_s` seconds an answer. `kind="exact"`: equal text up to case, whitespace and punctuation. `choice`,
-    `yes_no`, `number` (within `tolerance`) and `logic`: see the modules of these names. An unusable completion gets a
-    verdict, never an exception. One Verifier serves one source; close it, or use it in `with`.
+    `kind="math"`: exact rules in this process, then math-verify for what they leave open, in `num_workers` killable
+    processes with `timeout_s` seconds an answer. `kind="exact"`: equal text up to case, whitespace and punctuation.
+    `choice`, `yes_no`, `number` (within `tolerance`) and `logic`: see the modules of these names. An unusable
+    completion gets a verdict, never an exception. One Verifier serves one source; close it, or use it in `with`.
 
     >>> Verifier(rules=["boxed"], num_workers=1).verify(r"so it is \\boxed{0.50}", "1/2").label
     'correct'
@@ -93,15 +91,17 @@ class Verifier:
     ) -> dict[tuple[str | None, str], tuple[VerdictLabel, str]]:
         """Label and reason of each distinct (answer, reference)."""
         quick = {pair: self._quick(*pair) for pair in dict.fromkeys(pairs)}
-        slow = self._grade_slowly([_task(*pair) for pair, decision in quick.items() if decision is None])
-        return {pair: decision or _labelled(slow[_task(*pair)]) for pair, decision in quick.items()}
+        slow = self._grade_slowly([task for decision, _ in quick.values() if (task := _task(decision)).pairs])
+        return {
+            pair: ("no_answer", reason) if pair[0] is None else _settled(decision, reason, slow)
+            for pair, (decision, reason) in quick.items()
+        }
 
-    def _quick(self, answer: str | None, reference: str) -> tuple[VerdictLabel, str] | None:
-        """The decision where none of math-verify is needed."""
+    def _quick(self, answer: str | None, reference: str) -> tuple[Decision, str]:
+        """The decision of this process; for mathematics it may hold pairs for math-verify."""
         if answer is None:
-            return "no_answer", f"no answer by {', '.join(rule.name for rule in self.rules)}"
-        decision = self._grade(answer, reference)
-        return None if decision is None else _labelled(Outcome(*decision))
+            return False, f"no answer by {', '.join(rule.name for rule in self.rules)}"
+        return self._grade(answer, reference)
 
     def _grade_slowly(self, tasks: Sequence[GradeTask]) -> dict[GradeTask, Outcome]:
         decided = {task: self._remembered[task] for task in tasks if task in self._remembered}
@@ -133,22 +133,28 @@ class Verifier:
         return Verifier, self._settings  # processes do not travel: a copy in another process starts its own
 
 
-def _grader(kind: Kind, tolerance: Tolerance) -> Callable[[str, str], tuple[bool, str] | None]:
-    """What decides without math-verify; None, which only mathematics returns, means that it cannot."""
+def _grader(kind: Kind, tolerance: Tolerance) -> Callable[[str, str], tuple[Decision, str]]:
+    """What decides in this process; only mathematics leaves pairs open."""
     if kind == "number":
         return partial(number.grade, tolerance=tolerance)
-    return mathematics.quick_grade if kind == "math" else _PURE[kind].grade
+    return mathematics.grade if kind == "math" else _PURE[kind].grade
 
 
-def _task(answer: str | None, reference: str) -> GradeTask:
-    assert answer is not None, "a missing answer is decided at once"
-    return GradeTask(mathematics.for_math_verify(answer), mathematics.for_math_verify(reference))
+def _task(decision: Decision) -> GradeTask:
+    """What a decision leaves to math-verify; no pairs where it is decided."""
+    return GradeTask(tuple(dict.fromkeys((pair.first, pair.second) for pair in open_pairs(decision))))
 
 
-def _labelled(outcome: Outcome) -> tuple[VerdictLabel, str]:
-    if outcome.equal is None:
-        return "timeout", outcome.reason
-    return "correct" if outcome.equal else "incorrect", outcome.reason
+def _settled(decision: Decision, reason: str, slow: Mapping[GradeTask, Outcome]) -> tuple[VerdictLabel, str]:
+    """Label and reason, where `slow` holds the outcome of every open decision."""
+    task = _task(decision)
+    if task.pairs:
+        outcome = slow[task]
+        if outcome.equal is None:
+            return "timeout", outcome.reason
+        equal = {Pair(*pair): pair_equal for pair, pair_equal in zip(task.pairs, outcome.equal, strict=True)}
+        return "correct" if settle(decision, equal) else "incorrect", outcome.reason
+    return "correct" if decision else "incorrect", reason
 
 
 def _math_verify_version() -> str:

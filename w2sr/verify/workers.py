@@ -41,16 +41,15 @@ _PROGRAM = Path(__file__).with_name("worker_main.py")
 
 
 class GradeTask(NamedTuple):
-    """One pair for math-verify, as LaTeX."""
+    """The pairs of one answer for math-verify, as LaTeX. They share its time limit."""
 
-    answer: str
-    reference: str
+    pairs: tuple[tuple[str, str], ...]
 
 
 class Outcome(NamedTuple):
-    """What became of a task: `equal` is None where the process hung or died before it decided."""
+    """What became of a task: for each pair whether it is equal; None where the process hung or died before the end."""
 
-    equal: bool | None
+    equal: tuple[bool, ...] | None
     reason: str
 
 
@@ -79,7 +78,7 @@ class _Worker:
 
     def send(self, index: int, task: GradeTask, timeout_s: float) -> bool:
         """Hands over a task; False where the process is found dead, which is no fault of the task."""
-        request = {"id": index, "answer": task.answer, "reference": task.reference}
+        request = {"id": index, "pairs": task.pairs}
         unsent = memoryview(json.dumps(request).encode() + b"\n")
         try:
             while unsent:
@@ -188,7 +187,7 @@ class WorkerPool:
             worker.ready = True
         elif reply:
             assert reply["id"] == worker.task, "a reply belongs to the task that its process was given"
-            outcomes[reply["id"]] = Outcome(bool(reply["equal"]), str(reply["reason"]))
+            outcomes[reply["id"]] = Outcome(tuple(reply["equal"]), str(reply["reason"]))
             worker.task, worker.impatient_at = None, math.inf
             if reply["retire"]:
                 self._remove(worker)
