@@ -19,7 +19,8 @@ import common
 
 from w2sr.types import Verdict
 from w2sr.verify import Verifier
-from w2sr.verify.mathematics import canonical, plain_number
+from w2sr.verify.plain_numbers import plain_number
+from w2sr.verify.spelling import canonical
 
 NUM_EXAMPLES = 3
 MAX_CHARS = 90

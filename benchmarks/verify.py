@@ -57,6 +57,8 @@ class Job(NamedTuple):
 
 def load_job(name: str, data: Path, side: str = "") -> Job:
     """Reads one of `JOBS`, with the answers already found for every side but ours, which finds them itself."""
+    if name == OLYMPIAD:
+        return _olympiad(data)
     files, about, rules = JOBS[name]
     find = (lambda completion: "") if side == OURS else _finder(rules)
     problems: dict[str, list[Answer]] = defaultdict(list)
@@ -68,6 +70,16 @@ def load_job(name: str, data: Path, side: str = "") -> Job:
     return Job(name, about, rules, list(problems.values()))
 
 
+def _olympiad(data: Path) -> Job:
+    """Each reference as it stands, with another spelling of its fractions, and in place of another problem's."""
+    texts = [str(row["answer"]) for row in common.rows(data / "problems" / "olympiadbench_math_en_text.jsonl.gz")]
+    problems = []
+    for index, text in enumerate(texts):
+        answers = (text, text.replace(r"\frac", r"\dfrac").replace(",", ", "), f"x={text}", texts[index - 1])
+        problems.append([Answer(rf"$\boxed{{{answer}}}$", answer, text) for answer in answers])
+    return Job(OLYMPIAD, JOBS[OLYMPIAD][1], ["boxed"], problems)
+
+
 def _finder(names: list[str]) -> Callable[[str], str]:
     from w2sr.verify import extract, parse_rules
 
@@ -75,6 +87,7 @@ def _finder(names: list[str]) -> Callable[[str], str]:
     return lambda completion: extract(completion, rules).answer or ""
 
 
+OLYMPIAD = "OlympiadBench"
 JOBS: dict[str, tuple[list[str], str, list[str]]] = {
     "MATH": (["qwen25math_example_math100"], "100 problems, 8 samples of Qwen2.5-Math each", ["boxed"]),
     "GSM8K": (
@@ -82,6 +95,7 @@ JOBS: dict[str, tuple[list[str], str, list[str]]] = {
         "1,319 problems, one answer of each of eight models",
         ["json:answer", "after:A:"],
     ),
+    OLYMPIAD: ([], "675 references: each alone, re-spelled twice, and the next problem's as a wrong answer", ["boxed"]),
     "reasoning-gym": (
         ["rgym_math_mistral-small-24b"],
         "2,489 problems, about two samples each; polynomials, integrals, complex numbers in Python's notation",
@@ -94,7 +108,7 @@ def _peer_parts(setting: str) -> tuple[Callable[[Answer], Any], Callable[[str], 
     """How a setting reads an answer and a reference, and its time limit."""
     from math_verify import LatexExtractionConfig, parse
 
-    from w2sr.verify.mathematics import for_math_verify
+    from w2sr.verify.spelling import canonical
 
     limit = None if "no limit" in setting else TIMEOUT_S
     boxed = (LatexExtractionConfig(boxed_match_priority=0),)
@@ -107,11 +121,11 @@ def _peer_parts(setting: str) -> tuple[Callable[[Answer], Any], Callable[[str], 
         "answer": lambda one: parse(one.answer, parsing_timeout=limit),
         "$answer$": lambda one: parse(f"${one.answer}$", parsing_timeout=limit),
         r"\boxed{answer}": lambda one: parse(rf"\boxed{{{one.answer}}}", boxed, parsing_timeout=limit),
-        "our LaTeX": lambda one: parse(rf"\boxed{{{for_math_verify(one.answer)}}}", boxed, parsing_timeout=limit),
+        "our LaTeX": lambda one: parse(rf"\boxed{{{canonical(one.answer)}}}", boxed, parsing_timeout=limit),
     }
     name = setting.partition(", ")[0]
     if name == "our LaTeX":
-        return readers[name], lambda text: parse(rf"\boxed{{{for_math_verify(text)}}}", boxed), limit
+        return readers[name], lambda text: parse(rf"\boxed{{{canonical(text)}}}", boxed), limit
     return readers[name], gold, limit
 
 
@@ -356,6 +370,7 @@ def page(sections: list[str], differing: list[Any], rounds: int) -> str:
 - Each setting of math-verify is what it reads. `our LaTeX` is the text that our grading processes read, in one process.
 
 {body}
+{REMAINING}
 ## Verdicts that differ
 
 Ours beside math-verify on the same text (`our LaTeX`), over all answers above
@@ -365,6 +380,26 @@ and {GRADER_NOTE}. Every pair is listed once.
 Not run: other graders, more than two cores.
 """
 
+
+REMAINING = r"""## Classes that remain
+
+The rules are listed in `w2sr/verify/comparison.py`, `plain_numbers.py` and `units.py`; verdicts on pairs with known
+answers are in [verify_pairs](verify_pairs.md). What the rules do not decide is math-verify's verdict, asked in both
+orders; the two must agree. Known limits:
+
+- `1,234` is 1234, so `1,234` for the list `1, 234` is incorrect; between brackets a comma always separates elements.
+  A comma is never a decimal point (`0,5`), and a space joins no digits (`1 000`).
+- A bare p equals p% and a p% equals p/100, so that `1%` equals both `1` and `0.01`, whichever side is the reference.
+- Units are not converted, and an unknown unit is ignored. A single letter behind a space (`5 N`) is a unit; without
+  the space (`5m`) it is a variable.
+- A decimal with fewer than six significant digits equals no value that rounds to it (`3.14` for `\pi`).
+- `x+y=7` is not `7`, even where the problem asks for x+y. `x = 5` is `5`, `x = 5` is not `y = 5`.
+- A list without brackets equals a tuple `(a,b)` in the same order; it equals no interval and no set of another size.
+- A numeral with a base equals one without where the digits are the same (`4210_5` and `4210`).
+- Letters know no case, unless one side uses a letter in both cases (`R/r`), and unless the pair goes to math-verify.
+- `|x| < 3` for `-3 < x < 3`, a column vector for a tuple, and an implicit equation for a solved one are math-verify's.
+- Prose is not searched unless it holds formulas; math-verify then looks for one.
+"""
 
 GRADER_NOTE = "the 3,414 pairs of two other graders (`grader/` of the data)"
 
