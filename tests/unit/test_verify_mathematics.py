@@ -156,6 +156,8 @@ def test_an_overlong_answer_is_incorrect_without_being_graded() -> None:
         (r"2\le x<3", "[)", "x"),
         ("x=5", "value", "x"),
         ("x+y=7", "relation", ""),
+        ("f(1)+f(2)=3+4=7", "value", ""),
+        ("x+y=z=7", "relation", ""),
         ("1,2", "list", ""),
         (r"\{1,2\}", "set", ""),
         (r"(0,1)\cup(2,3)", "opaque", ""),

@@ -101,7 +101,8 @@ def _read_relation(text: str, parts: list[str], signs: list[str], depth: int) ->
         names = read(first, depth + 1)
         if names.form == "()" and all(is_variable(item.text) for item in names.items):
             return _bound(text, names, read(last, depth + 1))
-        bare = [re.sub(r"\\text\{[^{}]*\}|\\[A-Za-z]+", "", side) for side in (first, last)]
+        sides = (parts[-2], last) if len(parts) > 2 else (first, last)  # `f(1)+f(2) = 3+4 = 7` computes its last part
+        bare = [re.sub(r"\\text\{[^{}]*\}|\\[A-Za-z]+", "", side) for side in sides]
         return Answer(RELATION, text) if any(map(_SINGLE_LETTERS.search, bare)) else read(last, depth + 1)
     return _read_inequality(text, parts, signs, depth) or Answer(RELATION, text)
 
