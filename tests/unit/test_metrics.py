@@ -111,6 +111,32 @@ def test_an_expected_source_without_a_problem_is_nan_never_zero() -> None:
     assert found["pass@1/gsm8k"].value == 0.5  # (3 + 0 + 1 + 2) / 12
 
 
+def test_the_average_of_sources_has_the_interval_of_its_own_replicates() -> None:
+    """Each replicate's mean of two sources' means, by the same draws; the pooled mean is not among them."""
+    metric = PassAtK(num_samples=4, sources=("s", "t"), num_bootstrap=60, seed=3)
+    right = {"s": [4, 1, 2, 3, 0, 1], "t": [4, 4, 3, 0]}
+    of_sources = []
+    for source, counts in right.items():
+        names = [f"{source}{number}" for number in range(len(counts))]
+        metric.update(names, [source] * len(counts), torch.tensor(counts))
+        drawn = np.stack([poisson_weights(name, 60, 3) for name in names]).astype(float)
+        of_sources.append((np.array(counts) / 4) @ drawn / drawn.sum(0))
+    found = metric.compute()["pass@1/average"]
+    assert found.method == "bootstrap"
+    assert (found.low, found.high) == pytest.approx(percentile_interval(np.mean(of_sources, axis=0)))
+
+
+def test_intervals_have_1000_replicates_of_seed_0_where_nothing_else_is_asked() -> None:
+    """Published intervals were made so."""
+    assert (PassAtK(sources=("s",)).num_bootstrap, PassAtK(sources=("s",)).seed) == (1000, 0)
+    assert (ReasoningGapRecovered().num_bootstrap, ReasoningGapRecovered().seed) == (1000, 0)
+    right = {"floor": lambda n: n % 3, "achieved": lambda n: n % 5 + 1, "ceiling": lambda n: n % 4 + 3}
+    arms = {arm: result_of(arm, {i: (of(n), 7) for n, i in enumerate(ids(40))}) for arm, of in right.items()}
+    assert rgr_from_results(**arms) == rgr_from_results(**arms, num_bootstrap=1000, seed=0)  # type: ignore[arg-type]
+    other = rgr_from_results(**arms, num_bootstrap=1001)  # type: ignore[arg-type]
+    assert other != rgr_from_results(**arms), "guard: the number makes a difference"  # type: ignore[arg-type]
+
+
 def test_where_replicates_cannot_differ_no_interval_pretends_certainty() -> None:
     metric = PassAtK(ks=(1, 4), num_samples=4, sources=("s",), num_bootstrap=20)
     metric.update(ids(9), ["s"] * 9, torch.tensor([4, 1, 2, 3, 4, 1, 2, 3, 4]))

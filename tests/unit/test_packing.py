@@ -304,6 +304,7 @@ def test_overlong_drop_counts_traces_and_tokens() -> None:
     assert [segment.segment_id for segment in kept] == ["a", "c"]
     assert (report.num_traces, report.num_overlong, report.num_dropped, report.num_truncated) == (4, 2, 2, 0)
     assert (report.num_tokens_lost, report.num_tokens, report.num_answers_lost) == (29, 43, 0)
+    assert report.num_without_loss == 0, "what is dropped whole was not emptied by truncation"
 
 
 def test_overlong_truncate_cuts_the_tail_and_counts_what_is_lost() -> None:
