@@ -135,6 +135,14 @@ def test_token_budget_is_kept_nested_and_without_favour_for_short_traces() -> No
         select(traces, keep="all", num_tokens=5051)
 
 
+def test_a_token_budget_is_never_exceeded_by_one() -> None:
+    """12 traces of 1 to 12 tokens, 78 in all: some budgets are met exactly."""
+    traces = [make_trace(n, num_tokens=n) for n in range(1, 13)]
+    tokens = {trace.trace_id: trace.num_tokens for trace in traces}
+    left = [budget - sum(tokens[name] for name in kept(traces, num_tokens=budget)) for budget in range(12, 79)]
+    assert min(left) == 0 and max(left) < 12
+
+
 def test_the_selection_does_not_depend_on_the_order_of_the_traces() -> None:
     traces = [make_trace(p, s, completion=f"{s % 2}") for p in range(8) for s in range(4)]
     options = {"max_per_problem": 1, "num_traces": 5, "seed": 2}
