@@ -27,9 +27,9 @@ def teacher(tiny_world: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("teacher")
     AutoModelForCausalLM.from_pretrained(tiny_world.teacher).save_pretrained(folder)
     tokenizer = AutoTokenizer.from_pretrained(tiny_world.teacher)
-    tokenizer.chat_template = tokenizer.chat_template.replace(
-        "{{ message['content'] }}", "How {{ message['content'] }}"
-    )
+    content = "{{ message['content'] }}"
+    how = "{% if message['role'] == 'user' %}How {% endif %}"
+    tokenizer.chat_template = tokenizer.chat_template.replace(content, how + content)
     tokenizer.save_pretrained(folder)
     return folder
 

@@ -37,7 +37,7 @@ def rollout(
 class OneChat:
     """Renders every problem as the prompt (1, 2)."""
 
-    system = instruction = ""
+    system = instruction = opened = ""
 
     def prompt_ids(self, problem: str) -> list[int]:
         return [1, 2]

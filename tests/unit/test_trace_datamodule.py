@@ -36,7 +36,9 @@ def made_ready(folder: Path, tiny_world: Any, traces: list[Trace], **keys: Any) 
     """The datamodule after `setup`, as the trainer of a student of the tiny world calls it."""
     write_store(folder / "traces", traces)
     data = TraceDataModule([DataFile(str(folder / "traces"))], cache_dir=str(folder / "tokens"), **keys)
-    module = SimpleNamespace(chat=Chat.load(tiny_world.student))
+    module = SimpleNamespace(
+        chat=Chat.load(tiny_world.student), student=str(tiny_world.student), trust_remote_code=False
+    )
     data.trainer = SimpleNamespace(lightning_module=module, default_root_dir=str(folder / "run"))  # type: ignore[assignment]
     data.setup("fit")
     return data
