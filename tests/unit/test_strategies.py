@@ -280,3 +280,6 @@ def test_gates_know_what_they_need() -> None:
     assert gates.need_scores == {"difficulty", "structure"} and gates.need_tokens
     assert Gates(ensemble="best", ensemble_score="likelihood").need_scores == {"likelihood"}
     assert not Gates().need_scores and not Gates(mix=(Portion(),)).need_tokens
+    for choose, counts in {"first": False, "random": False, "shortest": True, "longest": True}.items():
+        assert Gates(max_per_problem=2, choose=choose).need_tokens == counts  # type: ignore[arg-type]
+        assert not Gates(choose=choose).need_tokens, "without a cap nothing is chosen"  # type: ignore[arg-type]
