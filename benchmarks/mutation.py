@@ -178,7 +178,7 @@ def _run_in_child(tests: Iterable[str], mutant: Mutant | None, text: str | None)
         os.dup2(null, 2)
         if mutant is not None and text is not None:
             name = mutant.path.removesuffix(".py").replace("/", ".")
-            sys.meta_path.insert(0, Changed(name, str(REPOSITORY / mutant.path), text))  # type: ignore[arg-type]
+            sys.meta_path.insert(0, Changed(name, str(REPOSITORY / mutant.path), text))
         # plain: the hook that rewrites assertions would load a module of the command line before ours does
         options = ["-x", "-q", "--assert=plain", "-p", "no:cacheprovider", "-p", "no:xdist"]
         there = [str(REPOSITORY / test) for test in tests if (REPOSITORY / test).exists()]
