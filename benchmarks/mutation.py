@@ -275,7 +275,8 @@ PAGE = """# What the tests notice
 {number} small changes of the source (cosmic-ray's operators: other operators of arithmetic and comparison, numbers one
 more and one less, `not`, decorators left out, loops that do not run), at places drawn with seed {seed} from the
 files below, one change a place. Each is run against the tests of its room (`TARGETS` in the script). Annotations are left out. Of
-`modules/sft.py` and `modules/grpo.py` the training step and what it calls are changed (`ONLY`).
+`modules/sft.py` and `modules/grpo.py` the training step and what it calls are changed (`ONLY`). The sample
+follows from the files, so another version of them gives another one.
 
 **{killed} of {counted} are noticed: {share:.1f} %.** Changes that no program can tell from the source are counted apart.
 
