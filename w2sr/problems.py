@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 
 from w2sr import chance
+from w2sr.normal_text import fold
 from w2sr.rows import (
     MEDIA,
     BadRows,
@@ -256,7 +256,7 @@ def _split_options(text: str) -> list[str]:
 
 def _bare_text(option: str) -> str:
     """The text without case, spacing, markup and punctuation that a comparison of texts may ignore."""
-    return re.sub(r"[\s.,;:!?\"'`()\[\]{}*_$“”‘’«»\\]", "", unicodedata.normalize("NFKC", option).casefold())
+    return re.sub(r"[\s.,;:!?\"'`()\[\]{}*_$“”‘’«»\\]", "", fold(option).casefold())
 
 
 def _texts(value: object, field: str) -> list[str]:
