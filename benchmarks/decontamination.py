@@ -38,6 +38,8 @@ BENCHMARKS = {
 }
 SPELLED = ("MATH-500", "GSM8K test")
 """Benchmarks whose problems are written in other ways, to see which pass."""
+PART = "MATH-500"
+"""A part of MATH test, so it is compared alone."""
 NUM_READ, NUM_READ_OF_PEERS = 100, 30
 VERDICTS = Path(__file__).with_name("decontamination_verdicts.json")
 OURS = "w2sr"
@@ -165,6 +167,7 @@ def main() -> None:
         for name, removal in pairs.items():
             print(f"{name}\n  T: {flat(removal.train, 600)}\n  B: {flat(removal.benchmark, 600)}")
         return
+    num_benchmark = sum(len(problems) for name, problems in benchmarks.items() if name != PART)
     spelled = []
     for name in SPELLED:
         texts = [problem.problem for problem in benchmarks[name]]
@@ -172,30 +175,28 @@ def main() -> None:
         rows = zip([*SPELLINGS, "*one number changed (removed)*"], *columns, strict=True)
         spelled.append((f"{name}, {len(texts):,} problems", [list(row) for row in rows]))
         print(name, flush=True)
-    common.write(args.out, page(lines, found, read, verdicts, spelled))
+    common.write(args.out, page(lines, found, read, verdicts, spelled, num_benchmark))
 
 
 def compare(
     train: dict[str, list[Problem]], benchmarks: dict[str, list[Problem]]
 ) -> tuple[list[list[str]], dict[str, list[Removal]]]:
-    """A line for each pair of sets, and what each rule removes over all pairs, each pair of texts once."""
+    """A line for each training set, and what each rule removes from all of them, each pair of texts once."""
     lines: list[list[str]] = []
     found: dict[str, dict[tuple[str, str], Removal]] = {rule: {} for rule in RULES}
+    others = [problem for name, problems in benchmarks.items() if name != PART for problem in problems]
     for name, mine in train.items():
-        for benchmark, others in benchmarks.items():
-            counts = []
-            for rule in RULES:
-                began = time.perf_counter()
-                pairs = removals(rule, mine, others)
-                seconds = time.perf_counter() - began
-                equal = sum(pair.is_equal for pair in pairs)
-                counts += (
-                    [f"{equal:,}", f"{len(pairs) - equal:,}", f"{seconds:.1f}"] if rule == OURS else [f"{len(pairs):,}"]
-                )
-                if benchmark != "MATH-500":  # its problems are problems of MATH test
-                    found[rule] |= {(pair.train.problem, pair.benchmark.problem): pair for pair in pairs}
-            lines.append([name, f"{len(mine):,}", benchmark, f"{len(others):,}", *counts])
-            print(", ".join(lines[-1]), flush=True)
+        line = [name, f"{len(mine):,}"]
+        for rule in RULES:
+            began = time.perf_counter()
+            pairs = removals(rule, mine, others)
+            seconds = time.perf_counter() - began
+            equal = sum(pair.is_equal for pair in pairs)
+            line += [f"{equal:,}", f"{len(pairs) - equal:,}", f"{seconds:.1f}"] if rule == OURS else [f"{len(pairs):,}"]
+            found[rule] |= {(pair.train.problem, pair.benchmark.problem): pair for pair in pairs}
+            print(name, rule, len(pairs), f"{seconds:.1f} s", flush=True)
+        of_part = removals(OURS, mine, benchmarks[PART])
+        lines.append([*line[:5], f"{len(of_part):,}", *line[5:]])
     return lines, {rule: list(pairs.values()) for rule, pairs in found.items()}
 
 
@@ -221,15 +222,16 @@ def page(
     read: dict[str, list[Removal]],
     verdicts: dict[str, str],
     spelled: list[tuple[str, list[list[str]]]],
+    num_benchmark: int,
 ) -> str:
     """The Markdown page."""
     head = common.head(
         "Decontamination: training sets against benchmarks",
         ("numpy",),
-        "Seconds are wall time of our rule for one pair of sets, on a machine that does other work too.",
+        "Seconds are wall time of our rule for one training set, on a machine that does other work too.",
     )
     rules = list(RULES)
-    header = ["training set", "problems", "benchmark", "problems", "equal", "not equal", "s", *rules[1:]]
+    header = ["training set", "problems", "equal", "not equal", "s", f"of {PART}", *rules[1:]]
     others = {rule: [removal for removal in pairs if not removal.is_equal] for rule, pairs in found.items()}
     summary = [[rule, f"{len(others[rule]):,}", precision(read_of(rule, read), verdicts)] for rule in rules]
     wrong = [removal for removal in read[OURS] if verdicts[removal.name] != "same"]
@@ -253,14 +255,15 @@ those that a rule removes, and right is 0 too, where the problem's text depends 
 {tables}
 ## What is removed
 
-*Equal*: the text is that of a benchmark problem but for case and white space. *Not equal*: what our rule removes besides.
-The columns to the right give all that the other rules remove.
+Each training set against {num_benchmark:,} problems of {", ".join(name for name in BENCHMARKS if name != PART)}. *Equal*: the
+text is that of a benchmark problem but for case and white space. *Not equal*: what our rule removes besides. *Of {PART}*: what it
+removes where {PART} is the only benchmark. The columns to the right give all that the other rules remove.
 
 {common.table(header, lines)}
 ## What is removed in error
 
-Removals whose texts are not equal, over all pairs of sets (MATH-500 is a part of MATH test), and how many of a sample were the
-same problem when they were read: {NUM_READ_OF_PEERS} of each other rule, and all of ours. The same problem: whoever knows the answer to one knows the
+Removals whose texts are not equal, over all training sets, and how many of a sample were the same problem when they were
+read: {NUM_READ_OF_PEERS} of each other rule, and all of ours. The same problem: whoever knows the answer to one knows the
 answer to the other, without a further step. Numbers, the question or a condition that differ make another problem.
 
 {common.table(["rule", "removals, not equal", "the same problem"], summary)}

@@ -53,8 +53,8 @@ class TraceDataModule(L.LightningDataModule):
             `outcome_only` the final answer alone, after the reasoning; `outcome_hard` likewise, without the reasoning.
             All but `full` leave out the traces that have no final answer. See `w2sr.supervision`.
         corruption: errors that are put into traces before they are verified (see `Corruption`).
-        decontaminate: leaves out the traces of problems that are in `benchmarks` or `validation`, or like one there
-            (see `Overlap`; `{}` takes its defaults).
+        decontaminate: leaves out the traces of problems that are in `benchmarks` or `validation` (see
+            `w2sr.decontaminate`; `{}` takes the defaults of `Overlap`).
         benchmarks: name → file of test problems, for the final table.
         validation: name → file of validation problems, for Pass@1 while training.
         problems: not used here; data overlays name them for the teacher that answers them.

@@ -135,9 +135,8 @@ class BenchmarkIndex:
         self.overlap = overlap
         self.problems = [(name, problem) for name, problems in benchmarks.items() for problem in problems]
         self.by_text: dict[str, int] = {}
-        self.texts: list[
-            tuple[int, Words, int]
-        ] = []  # a problem's place, one of its texts, and how many n-grams it has
+        # the place of a problem, the words of one of its texts, and how many n-grams these have
+        self.texts: list[tuple[int, Words, int]] = []
         self.by_ngram: dict[tuple[str, ...], list[int]] = defaultdict(list)
         for at, (_, problem) in enumerate(self.problems):
             self.by_text.setdefault(problem_hash(problem.problem), at)
@@ -167,9 +166,8 @@ class BenchmarkIndex:
         own |= {ngram for length in self._short_lengths for ngram in words.ngrams(length)}
         shared = Counter(text for ngram in own for text in self.by_ngram.get(ngram, ()))
         shares = ((count / min(num_own, self.texts[text][2]), text) for text, count in shared.items())
-        return sorted(
-            (pair for pair in shares if pair[0] >= self.overlap.max_overlap), key=lambda pair: (-pair[0], pair[1])
-        )
+        enough = [pair for pair in shares if pair[0] >= self.overlap.max_overlap]
+        return sorted(enough, key=lambda pair: (-pair[0], pair[1]))
 
 
 def _texts(problem: str) -> list[Words]:

@@ -26,16 +26,8 @@ _SIGNS |= {"π": r"\pi ", "√": r"\sqrt ", "∞": r"\infty "}
 _SIGN_TABLE = str.maketrans(_SIGNS)
 _SPELLED = {r"\dfrac": r"\frac", r"\tfrac": r"\frac", r"\cfrac": r"\frac", r"\dbinom": r"\binom", r"\tbinom": r"\binom"}
 _SPELLED |= {r"\le": r"\leq", r"\ge": r"\geq", r"\ne": r"\neq", r"\leqslant": r"\leq", r"\geqslant": r"\geq"}
-_SPELLED |= {
-    r"\to": r"\rightarrow",
-    r"\vert": "|",
-    r"\lvert": "|",
-    r"\rvert": "|",
-    r"\mid": "|",
-    r"\{": "{",
-    r"\}": "}",
-}
-_SPELLED |= {r"\%": "%", r"\ast": "*", r"\lbrace": "{", r"\rbrace": "}", r"\lbrack": "[", r"\rbrack": "]"}
+_SPELLED |= {r"\to": r"\rightarrow", r"\vert": "|", r"\lvert": "|", r"\rvert": "|", r"\mid": "|", r"\%": "%"}
+_SPELLED |= {r"\{": "{", r"\}": "}", r"\ast": "*", r"\lbrace": "{", r"\rbrace": "}", r"\lbrack": "[", r"\rbrack": "]"}
 
 _LAYOUT: tuple[tuple[re.Pattern[str], str], ...] = tuple(
     (re.compile(pattern), by)
@@ -137,10 +129,7 @@ def with_sorted_options(problem: str) -> str | None:
     marks = list(_OPTION.finditer(problem))
     if len(marks) < 2 or [mark[1] for mark in marks] != [chr(ord("A") + at) for at in range(len(marks))]:
         return None
-    last = marks[-1].end()
-    end = (
-        problem.find("\n", last) + 1 or len(problem) + 1
-    ) - 1  # the last option is one line, what follows is not of it
+    end = marks[-1].end() + len(problem[marks[-1].end() :].partition("\n")[0])  # the last option is one line
     ends = [*(mark.start() for mark in marks[1:]), end]
     options = sorted(problem[mark.end() : at].strip() for mark, at in zip(marks, ends, strict=True))
     return "\n".join([problem[: marks[0].start()], *options, problem[end:]])
