@@ -180,10 +180,12 @@ OTHER_SOURCES = {
     "miniature/world.py": "made the shipped problems, which are pinned by their file; its text begins with the split",
     "miniature/pretrain.py": "made the shipped models",
     "flops.py": "values of matrices that are only timed",
+    "verbs/export.py": "token ids on which two models are compared",
 }
 CONTENT_HASHES = {
     "chat.py",
     "curriculum.py",
+    "datamodules/steps.py",
     "distillation/plan.py",
     "miniature/world.py",
     "rows.py",
@@ -209,12 +211,7 @@ def test_no_other_file_draws() -> None:
     drawing = {name_of(path) for path in FILES if SOURCE.search(path.read_text())}
     assert drawing == set(OTHER_SOURCES)
     made = {name_of(path) for path in FILES if re.search(r"\bRandom\(", path.read_text())}
-    assert made == set(OTHER_SOURCES) - {
-        "flops.py",
-        "rollouts/weight_sync.py",
-        "puzzles/knights.py",
-        "puzzles/ordering.py",
-    }
+    assert made == {"rollouts/patience.py", "miniature/world.py", "miniature/pretrain.py"}
     seeded = [name_of(path) for path in FILES if "manual_seed(" in path.read_text()]
     assert seeded == ["miniature/pretrain.py", "modules/optimization.py"]
     text = (PACKAGE / "modules/optimization.py").read_text()
@@ -223,7 +220,7 @@ def test_no_other_file_draws() -> None:
 
 def test_no_other_file_hashes_for_a_choice() -> None:
     hashing = {name_of(path) for path in FILES if re.search(r"hashlib|blake2|\bhash\(", path.read_text())}
-    assert hashing - CONTENT_HASHES == {"decontaminate.py"}, "a lookup of n-grams, which orders nothing"
+    assert hashing == CONTENT_HASHES
     for path in FILES:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.FunctionDef | ast.Lambda) and "hashlib" in ast.unparse(node):
