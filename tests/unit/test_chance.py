@@ -188,7 +188,7 @@ CONTENT_HASHES = {
     "datamodules/steps.py",
     "distillation/plan.py",
     "miniature/world.py",
-    "rows.py",
+    "rows/cells.py",
     "scores/likelihood.py",
     "scores/sidecars.py",
     "token_cache.py",
