@@ -126,7 +126,7 @@ class ProblemStream:
 
     def num_wanted(self) -> int:
         """Problems that are asked in every pass: those in the band, and those that were never sampled."""
-        return sum(self.curriculum.wants(rate, chance=1.0) for rate in self.pass_rate)
+        return sum(self.curriculum.wants(rate, drawn=1.0) for rate in self.pass_rate)
 
     def record(self, problem_id: str, num_correct: int, num_samples: int, number: int) -> None:
         """Takes in that `num_correct` of `num_samples` rollouts of a problem were right in round `number`."""
