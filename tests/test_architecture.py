@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parent.parent / "w2sr"
 
 FLOORS: list[set[str]] = [
-    {"types", "locations", "arithmetic", "untried"},
+    {"types", "locations", "arithmetic", "chance", "normal_text", "untried"},
     # pure rules: no Lightning, no transformers models
     {"rows", "runs", "templates", "tokenizer", "tools", "shards", "slurm", "ranks"},
     {"traces", "problems", "packing", "verify", "puzzles", "losses", "logprobs"}

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from w2sr import chance
 from w2sr.types import Problem
 
 
@@ -46,15 +47,15 @@ class Curriculum:
                 f"low={self.low}, high={self.high}, keep_frac={self.keep_frac}, decay={self.decay}."
             )
 
-    def wants(self, pass_rate: float, chance: float) -> bool:
-        """Whether a problem is asked: `pass_rate` is NaN where it is unknown, `chance` uniform in [0, 1).
+    def wants(self, pass_rate: float, drawn: float) -> bool:
+        """Whether a problem is asked: `pass_rate` is NaN where it is unknown, `drawn` uniform in [0, 1).
 
         >>> band = Curriculum(low=0.1, high=0.9, keep_frac=0.25)
-        >>> [band.wants(rate, chance=0.3) for rate in (0.0, 0.5, 1.0, float("nan"))]
+        >>> [band.wants(rate, drawn=0.3) for rate in (0.0, 0.5, 1.0, float("nan"))]
         [False, True, False, True]
         """
         outside = pass_rate < self.low or pass_rate > self.high
-        return not outside or chance < self.keep_frac
+        return not outside or drawn < self.keep_frac
 
 
 @dataclass(frozen=True)
@@ -118,14 +119,14 @@ class ProblemStream:
                 self._begin_pass(self._pass + 1)
             index = int(self._order[self._next])
             self._next += 1
-            chance = _uniform("keep", self.seed, self._pass, self.problem_ids[index])
-            if self.curriculum.wants(self.pass_rate[index], chance):
+            drawn = chance.uniform("keep", self.seed, self._pass, self.problem_ids[index])
+            if self.curriculum.wants(self.pass_rate[index], drawn):
                 taken.append(index)
         return taken
 
     def num_wanted(self) -> int:
         """Problems that are asked in every pass: those in the band, and those that were never sampled."""
-        return sum(self.curriculum.wants(rate, chance=1.0) for rate in self.pass_rate)
+        return sum(self.curriculum.wants(rate, drawn=1.0) for rate in self.pass_rate)
 
     def record(self, problem_id: str, num_correct: int, num_samples: int, number: int) -> None:
         """Takes in that `num_correct` of `num_samples` rollouts of a problem were right in round `number`."""
@@ -190,7 +191,7 @@ class ProblemStream:
 
     def _begin_pass(self, number: int) -> None:
         self._pass, self._next = number, 0
-        keys = [_uniform("order", self.seed, number, problem_id) for problem_id in self.problem_ids]
+        keys = [chance.uniform("order", self.seed, number, problem_id) for problem_id in self.problem_ids]
         self._order = sorted(range(len(keys)), key=lambda index: (keys[index], self.problem_ids[index]))
 
 
@@ -203,12 +204,6 @@ def pass_rate_by_stratum(strata: Sequence[str], pass_rate_N: np.ndarray) -> dict
     known = ~np.isnan(pass_rate_N)
     members = {"": known} | {stratum: known & (np.array(strata) == stratum) for stratum in sorted(set(strata) - {""})}
     return {stratum: float(pass_rate_N[chosen].mean()) for stratum, chosen in members.items() if chosen.any()}
-
-
-def _uniform(purpose: str, seed: int, number: int, problem_id: str) -> float:
-    """A uniform number in [0, 1), the same in every version of Python and numpy."""
-    digest = hashlib.blake2b(f"{purpose}|{seed}|{number}|{problem_id}".encode(), digest_size=8).digest()
-    return (int.from_bytes(digest, "big") >> 11) * 2.0**-53
 
 
 def _hash_of(problem_ids: Sequence[str]) -> str:

@@ -20,6 +20,7 @@ from typing import Literal
 import numpy as np
 import torch
 
+from w2sr import chance
 from w2sr.types import IGNORE_INDEX, PackedBatch, Segment
 
 Overlong = Literal["error", "drop", "truncate"]
@@ -363,10 +364,7 @@ def _check_lengths(lengths: np.ndarray, max_tokens: int) -> None:
 
 
 def _shuffle(num_traces: int, seed: int, epoch: int) -> np.ndarray:
-    # NumPy promises the raw stream of a bit generator across versions, but not that of Generator.permutation.
-    stream = np.random.Philox(key=np.array([seed, epoch], dtype=np.uint64))
-    order: np.ndarray = np.argsort(stream.random_raw(num_traces), kind="stable")
-    return order
+    return chance.permutation("packing", num_traces, seed, epoch)
 
 
 def _cut_by_tokens(lengths: np.ndarray, num_steps: int) -> np.ndarray:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
-import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 
+from w2sr import chance
+from w2sr.normal_text import fold
 from w2sr.rows import (
     MEDIA,
     BadRows,
@@ -142,8 +142,6 @@ def shuffle_options(
 ) -> tuple[str, str]:
     """Renders a problem with lettered options in an order that depends on seed and id alone, and names the gold.
 
-    Options are ordered by sha256 of (seed, problem id, index): uniform, and the same in every version of Python.
-
     >>> shuffle_options("2 + 2?", ["4", "5", "22"], 0, None, "sum/1")
     ('2 + 2?\\nA) 4\\nB) 5\\nC) 22', 'A')
     """
@@ -153,7 +151,7 @@ def shuffle_options(
         raise ValueError(f"has the gold {options[gold_index]!r} twice among its options")
     order = list(range(len(options)))
     if seed is not None:
-        order.sort(key=lambda index: hashlib.sha256(f"{seed}/{problem_id}/{index}".encode()).digest())
+        order.sort(key=lambda index: chance.integer("options", seed, problem_id, index))
     lines = [f"{letter}) {options[index]}" for letter, index in zip(LETTERS, order, strict=False)]
     return "\n".join([problem, *lines]), LETTERS[order.index(gold_index)]
 
@@ -258,7 +256,7 @@ def _split_options(text: str) -> list[str]:
 
 def _bare_text(option: str) -> str:
     """The text without case, spacing, markup and punctuation that a comparison of texts may ignore."""
-    return re.sub(r"[\s.,;:!?\"'`()\[\]{}*_$“”‘’«»\\]", "", unicodedata.normalize("NFKC", option).casefold())
+    return re.sub(r"[\s.,;:!?\"'`()\[\]{}*_$“”‘’«»\\]", "", fold(option).casefold())
 
 
 def _texts(value: object, field: str) -> list[str]:

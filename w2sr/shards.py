@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from w2sr import chance
 from w2sr.types import Problem
 
 
@@ -57,4 +57,4 @@ def share(problems: Sequence[Problem], shard: Shard, rank: int = 0, world_size: 
 
 
 def _hash(problem_id: str) -> int:
-    return int.from_bytes(hashlib.blake2b(problem_id.encode(), digest_size=8).digest(), "big")
+    return chance.integer("shard", problem_id)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from bisect import bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from w2sr import chance
 from w2sr.selection import GateRow, is_looping, select
 from w2sr.types import Keep, Trace
 
@@ -199,5 +199,5 @@ def _shares(sizes: dict[str, int], num_wanted: int) -> dict[str, int]:
     return shares
 
 
-def _place(trace: Trace) -> bytes:
-    return hashlib.sha256(trace.trace_id.encode("utf-8", "surrogatepass")).digest()
+def _place(trace: Trace) -> int:
+    return chance.integer("shown", trace.trace_id)

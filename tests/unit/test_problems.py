@@ -224,7 +224,7 @@ def test_the_form_of_the_options_must_be_one_of_three() -> None:
 
 def test_the_shuffle_is_a_fixed_function_of_seed_and_id() -> None:
     options = ["p", "q", "r", "s"]
-    assert shuffle_options("?", options, 2, 11, "gpqa/3") == ("?\nA) p\nB) r\nC) s\nD) q", "B")
+    assert shuffle_options("?", options, 2, 11, "gpqa/3") == ("?\nA) q\nB) s\nC) p\nD) r", "D")
     assert shuffle_options("?", options, 2, 11, "gpqa/4") != shuffle_options("?", options, 2, 11, "gpqa/3")
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
+import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import get_args
 
+from w2sr import chance
 from w2sr.corruption.errors import Change, Corrupted, Kind, corrupt_text
 from w2sr.supervision import answer_span, no_loss_spans
 from w2sr.types import Trace
@@ -20,8 +21,9 @@ class Corruption:
 
     Attributes:
         kind: what goes wrong; see `w2sr.corruption.errors`.
-        rate: share of the traces that are chosen, in [0, 1]. Each is chosen by a hash of the seed and its id, so a
-            smaller rate chooses a subset of a larger one, and what is chosen depends on no other trace.
+        rate: share of the traces that are chosen, in [0, 1]. Each is chosen by the seed and its id, so a smaller rate
+            chooses a subset of a larger one, and what is chosen depends on no other trace and on no other use of the
+            seed: among the traces that a selection keeps the share is the same.
         seed: of the choice of traces, and of places in them.
         whole_to: new numbers must be whole, from 0 to this: for a tokenizer that knows no others, such as the
             miniature's (199). A trace that has no such error counts as one with nothing to corrupt.
@@ -40,23 +42,18 @@ class Corruption:
 
     def chooses(self, trace: Trace) -> bool:
         """Whether a trace is to be corrupted."""
-        return int.from_bytes(self._digest(trace)[:8], "big") < self.rate * 2**64
+        return chance.uniform("corrupted", self.seed, trace.trace_id) < self.rate
 
     def corrupt(self, trace: Trace, answer: Span | None) -> Corrupted | None:
         """The completion with its error, whether or not it is chosen; None where nothing in it can err so."""
-        left = int.from_bytes(self._digest(trace)[8:], "big")
+        turns = itertools.count()
 
         def pick(count: int) -> int:
-            nonlocal left
-            left, chosen = divmod(left, count)
-            return chosen
+            return chance.integer("corruption_site", self.seed, trace.trace_id, next(turns)) % count
 
         return corrupt_text(
             trace.completion, self.kind, pick, problem=trace.problem, answer=answer, whole_to=self.whole_to
         )
-
-    def _digest(self, trace: Trace) -> bytes:
-        return hashlib.sha256(f"{self.seed}/{trace.trace_id}".encode()).digest()
 
 
 @dataclass(frozen=True, slots=True)

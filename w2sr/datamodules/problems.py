@@ -42,8 +42,8 @@ class ProblemDataModule(L.LightningDataModule):
         validation: name → file of validation problems, for Pass@1 while training.
         step_problems: problems of a round, at most as many as there are.
         curriculum: which problems are asked less often (see `Curriculum`).
-        decontaminate: `fit` leaves out the problems that are in `benchmarks` or `validation`, or like one there (see
-            `Overlap`; `{}` takes its defaults). Without it an equal problem stops the run.
+        decontaminate: `fit` leaves out the problems that are in `benchmarks` or `validation` (see `w2sr.decontaminate`;
+            `{}` takes the defaults of `Overlap`). Without it an equal problem stops the run.
         traces, step_sequences, max_tokens: not used here; data overlays name them for the module that trains on traces.
         batch_problems: problems of a batch of `validation` or `benchmarks`; the engine refills its slots inside one.
         on_bad_row: a row that cannot be read, or that the tokenizer or the chat template cannot hold, stops the run, or

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -14,6 +13,7 @@ import lightning as L
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from torch.utils.data import DataLoader
 
+from w2sr import chance
 from w2sr.chat import Chat
 from w2sr.conversation import RefusedText
 from w2sr.corruption import Corruption
@@ -56,8 +56,8 @@ class TraceDataModule(L.LightningDataModule):
             `outcome_only` the final answer alone, after the reasoning; `outcome_hard` likewise, without the reasoning.
             All but `full` leave out the traces that have no final answer. See `w2sr.supervision`.
         corruption: errors that are put into traces before they are verified (see `Corruption`).
-        decontaminate: leaves out the traces of problems that are in `benchmarks` or `validation`, or like one there
-            (see `Overlap`; `{}` takes its defaults).
+        decontaminate: leaves out the traces of problems that are in `benchmarks` or `validation` (see
+            `w2sr.decontaminate`; `{}` takes the defaults of `Overlap`).
         benchmarks: name → file of test problems, for the final table.
         validation: name → file of validation problems, for Pass@1 while training.
         problems: not used here; data overlays name them for the teacher that answers them.
@@ -261,8 +261,7 @@ class TraceDataModule(L.LightningDataModule):
 
     def _is_held_out(self, trace: Trace) -> bool:
         """By a hash of the problem's id: all traces of a problem are on one side, whatever else is selected."""
-        digest = hashlib.blake2b(f"{self.seed}|{trace.problem_id}".encode(), digest_size=8).digest()
-        return int.from_bytes(digest, "big") < self.held_out_frac * 2**64
+        return chance.uniform("held_out", self.seed, trace.problem_id) < self.held_out_frac
 
     def _cache_folder(self) -> Path:
         """Beside the run directory, so that the runs of a study share it, and a refused run leaves no trace in one."""

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from w2sr import chance
 from w2sr.groups.sharing import pack_sharing
 from w2sr.losses import Objective, rollout_weights
 from w2sr.packing import plan_epoch
@@ -51,7 +52,7 @@ def minibatches(num_groups: int, group_size: int, parts: int, passes: int, seed:
     for turn in range(passes):
         order = np.arange(num_groups)
         if parts > 1:
-            order = np.random.default_rng((seed, number, turn)).permutation(num_groups)
+            order = chance.permutation("minibatches", num_groups, seed, number, turn)
         for part in np.array_split(order, parts):
             steps.append((part[:, None] * group_size + np.arange(group_size)).ravel())
     return steps

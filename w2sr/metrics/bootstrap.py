@@ -11,11 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from hashlib import blake2b
 from math import exp, factorial
 
 import numpy as np
 import numpy.typing as npt
+
+from w2sr import chance
 
 INTERVAL_LEVEL = 0.95
 """Every interval of w2sr covers this share."""
@@ -35,8 +36,7 @@ def poisson_weights(problem_id: str, num_bootstrap: int, seed: int = 0) -> npt.N
     >>> poisson_weights("gsm8k/412", 8, seed=7).tolist() == poisson_weights("gsm8k/412", 9, seed=7)[:8].tolist()
     True
     """
-    digest = blake2b(f"{seed}:{problem_id}".encode(), digest_size=16).digest()
-    raw_B = np.random.Philox(key=int.from_bytes(digest, "little")).random_raw(num_bootstrap)
+    raw_B = chance.stream("bootstrap", num_bootstrap, f"{seed}:{problem_id}")
     uniforms_B = (raw_B >> np.uint64(11)) * 2.0**-53
     weights_B = np.searchsorted(_POISSON_CDF, uniforms_B, side="right").astype(np.uint8)
     weights_B.setflags(write=False)

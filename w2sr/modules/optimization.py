@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
@@ -15,6 +14,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from w2sr import chance
 from w2sr.ranks import on_all_ranks
 from w2sr.runs import RefusedByAll
 
@@ -116,7 +116,7 @@ def clip_gradients(parameters: Iterable[nn.Parameter], limit: float) -> Tensor:
 
 def seed_dropout(seed: int, *, optimizer_step: int, rank: int) -> None:
     """Makes the dropout of adapters a function of (seed, optimizer step, rank), so a resumed run drops the same."""
-    torch.manual_seed(int(np.random.SeedSequence((seed, optimizer_step, rank)).generate_state(1)[0]))
+    torch.manual_seed(chance.integer("dropout", seed, optimizer_step, rank))
 
 
 def require_finite(where: str, what: str, names: Iterable[str], loss: Tensor, grad_norm: Tensor, kind: str) -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Collection, Iterator
 from typing import Literal, NamedTuple
 
+from w2sr import chance
 from w2sr.puzzles import knights, ordering
 from w2sr.rows import derived_id
 from w2sr.types import Problem
@@ -59,7 +59,7 @@ def generate_puzzles(
 
 
 def _stream(kind: PuzzleKind, size: int, seed: int) -> Iterator[Puzzle]:
-    rng = random.Random(f"{kind}/{size}/{seed}")
+    rng = chance.generator("puzzles", f"{kind}/{size}/{seed}")
     while True:
         yield _knights(knights.draw(rng, size)) if kind == "knights" else _ordering(ordering.draw(rng, size))
 

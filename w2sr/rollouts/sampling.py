@@ -1,4 +1,4 @@
-"""The only source of chance in generation, and how a token is chosen with it.
+"""The noise of generation, and how a token is chosen with it.
 
 The noise of a sampled token is a function of (seed, problem id, sample index, policy version, position): never of the
 batch, the slot, the rank or a restart. It is one uniform number, which picks a token by the inverse of the cumulative
@@ -9,12 +9,11 @@ Legend: B slots, V vocabulary.
 
 from __future__ import annotations
 
-import hashlib
-
 import numpy as np
 import torch
 from torch import Tensor
 
+from w2sr import chance
 from w2sr.types import SampleRequest, Sampling
 
 _GOLDEN, _MIX_1, _MIX_2 = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
@@ -22,8 +21,7 @@ _GOLDEN, _MIX_1, _MIX_2 = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE
 
 def noise_key(seed: int, problem_id: str, sample_index: int, policy_version: int = 0) -> int:
     """A 64-bit key of one sample's noise."""
-    text = f"{seed}|{sample_index}|{policy_version}|{problem_id}"
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
+    return chance.integer("noise", seed, sample_index, policy_version, problem_id)
 
 
 def request_seed(sampling: Sampling, request: SampleRequest, policy_version: int = 0) -> int:

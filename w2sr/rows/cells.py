@@ -11,11 +11,12 @@ import hashlib
 import json
 import math
 import re
-import unicodedata
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from decimal import Decimal
 from difflib import get_close_matches
 from typing import NamedTuple, TypeGuard
+
+from w2sr.normal_text import fold
 
 MEDIA = ("image", "images", "image_1", "video", "videos", "audio", "audios")
 """Columns of what a problem shows or plays. Problems are texts here, so a row in which one is filled is bad."""
@@ -35,15 +36,15 @@ class Row(NamedTuple):
 
 
 def problem_hash(problem: str) -> str:
-    """Names a problem by its text: sha256 (hex) after NFKC, case folding and collapsing white space.
+    """Names a problem by its text: sha256 (hex) after `w2sr.normal_text.fold`, case folding and collapsing white space.
 
     Two problems that differ only in case, width or spacing count as one, which is the safe side for disjoint splits.
+    An exponent is no digit: `x²` is `x^2`, not `x2`.
 
     >>> problem_hash("What is  2 + 2?") == problem_hash("what is 2 + 2? ")
     True
     """
-    normal = " ".join(unicodedata.normalize("NFKC", problem).casefold().split())
-    return hashlib.sha256(normal.encode()).hexdigest()
+    return hashlib.sha256(" ".join(fold(problem).casefold().split()).encode()).hexdigest()
 
 
 def derived_id(source: str, problem: str) -> str:

@@ -73,7 +73,8 @@ def _mixed(traces: list[Trace], portions: Sequence[Portion], context: Context, t
     """The union of the portions, each a selection of its own, with a row for each of its gates."""
     chosen: list[Trace] = []
     for number, portion in enumerate(portions, 1):
-        gates = [keep_gate(portion.keep), *band_gates(portion, context), *set_gates(portion, context)]
+        own = replace(context, part=number)
+        gates = [keep_gate(portion.keep), *band_gates(portion, own), *set_gates(portion, own)]
         chosen += _applied(traces, [(f"mix {number}: {name}", gate) for name, gate in gates], table)
     return _applied(traces, [(f"mix of {len(portions)}", lambda traces: only(traces, chosen))], table)
 

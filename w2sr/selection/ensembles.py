@@ -70,7 +70,9 @@ def _best(traces: list[Trace], name: str, context: Context) -> list[Trace]:
             if values:
                 means[teacher] = math.fsum(values) / len(values)
         if means:
-            first = min(means, key=lambda teacher: (-means[teacher], context.draw(f"{problem_id}@{teacher}")))
+            first = min(
+                means, key=lambda teacher: (-means[teacher], context.draw("best_teacher", f"{problem_id}@{teacher}"))
+            )
             chosen += [trace for trace in group if trace.teacher == first]
     return only(traces, chosen)
 
@@ -87,7 +89,7 @@ def _round_robin(traces: list[Trace], shares: dict[str, float] | None, context: 
     credits = dict.fromkeys(sorted(shares), 0.0)
     chosen: list[Trace] = []
     groups = by_problem(traces)
-    for problem_id in sorted(groups, key=context.draw):
+    for problem_id in sorted(groups, key=lambda name: context.draw("round_robin", name)):
         mine = _by_teacher(groups[problem_id])
         present = [teacher for teacher in credits if teacher in mine]
         if not present:
@@ -96,7 +98,9 @@ def _round_robin(traces: list[Trace], shares: dict[str, float] | None, context: 
         for teacher in present:
             credits[teacher] += shares[teacher] / total
         # rounded, because 0.7 + 0.7 + … leaves ties that only rounding errors decide
-        turn = min(present, key=lambda one: (-round(credits[one], 9), context.draw(f"{problem_id}@{one}")))
+        turn = min(
+            present, key=lambda one: (-round(credits[one], 9), context.draw("round_robin_tie", f"{problem_id}@{one}"))
+        )
         credits[turn] -= 1
         chosen += mine[turn]
     return only(traces, chosen)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import unicodedata
 from collections import defaultdict
@@ -11,6 +10,8 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import partial
 
+from w2sr import chance
+from w2sr.chance import Use
 from w2sr.selection.loops import is_looping
 from w2sr.selection.strategy import Band, Choose, Gates, Portion, TopWithin
 from w2sr.types import Keep, Trace
@@ -28,22 +29,28 @@ class TooFewError(ValueError):
 
 @dataclass(frozen=True)
 class Context:
-    """What gates know beside the traces: the seed of every choice by chance, and the scores."""
+    """What gates know besides the traces.
+
+    Attributes:
+        seed: of every random choice.
+        scores: those that were given.
+        part: which part of a mixture chooses, from 1; 0 for the gates of the whole. Parts choose independently of each
+            other and of the whole: a part's lucky traces must not be lucky again when the whole is cut.
+    """
 
     seed: int = 0
     scores: Scores = field(default_factory=dict)
+    part: int = 0
 
-    def place(self, trace: Trace) -> bytes:
-        """The trace's place in an order by chance that depends on the seed and the trace's id alone."""
-        return self.draw(trace.trace_id)
+    def draw(self, use: Use, name: str) -> int:
+        """A random number for a name, which depends on the use, the seed, the part and the name alone."""
+        return chance.integer(use, self.seed, self.part, name)
 
-    def draw(self, name: str) -> bytes:
-        return hashlib.sha256(f"{self.seed}/{name}".encode()).digest()
-
-    def in_turn(self, traces: Iterable[Trace]) -> list[Trace]:
-        """By sample index, the teachers in an order that is drawn for each problem: no name comes first always."""
+    def in_turn(self, use: Use, traces: Iterable[Trace]) -> list[Trace]:
+        """By sample index, the teachers in a random order for each problem: no name always comes first."""
         return sorted(
-            traces, key=lambda t: (t.problem_id, t.sample_index, self.draw(f"{t.problem_id}@{t.teacher}"), t.teacher)
+            traces,
+            key=lambda t: (t.problem_id, t.sample_index, self.draw(use, f"{t.problem_id}@{t.teacher}"), t.teacher),
         )
 
     def value(self, name: str, trace: Trace) -> float:
@@ -156,7 +163,7 @@ def by_problem(traces: Iterable[Trace]) -> dict[str, list[Trace]]:
 def deduped(traces: list[Trace], context: Context) -> list[Trace]:
     """One of a problem's completions that differ only in white space."""
     unique: dict[tuple[str, str], Trace] = {}
-    for trace in context.in_turn(traces):
+    for trace in context.in_turn("dedupe", traces):
         text = " ".join(unicodedata.normalize("NFC", trace.completion).split())
         unique.setdefault((trace.problem_id, text), trace)
     return only(traces, unique.values())
@@ -168,7 +175,7 @@ def _top(traces: list[Trace], *, name: str, share: float, within: TopWithin, con
     for group in groups:
         valued = [(context.value(name, trace), trace) for trace in group]
         valued = [(value, trace) for value, trace in valued if not math.isnan(value)]
-        valued.sort(key=lambda pair: (-pair[0], context.place(pair[1])))
+        valued.sort(key=lambda pair: (-pair[0], context.draw("top_frac", pair[1].trace_id)))
         # as the fraction that was written: 0.07 of 100 is 7, and not the 8 that 7.000000000000001 rounds up to
         number = math.ceil(Fraction(str(share)) * len(valued))
         chosen += [trace for _, trace in valued[:number]]
@@ -176,7 +183,7 @@ def _top(traces: list[Trace], *, name: str, share: float, within: TopWithin, con
 
 
 def _capped(traces: list[Trace], *, limit: int, choose: Choose, context: Context) -> list[Trace]:
-    groups = by_problem(context.in_turn(traces)).values()
+    groups = by_problem(context.in_turn("first", traces)).values()
     return only(traces, [trace for group in groups for trace in _preferred(group, choose, context)[:limit]])
 
 
@@ -184,14 +191,15 @@ def _preferred(group: list[Trace], choose: Choose, context: Context) -> list[Tra
     if choose == "first":
         return group
     if choose == "random":
-        return sorted(group, key=context.place)
+        return sorted(group, key=lambda trace: context.draw("choose", trace.trace_id))
     return sorted(group, key=known_tokens, reverse=choose == "longest")
 
 
 def _counted(traces: list[Trace], *, num_traces: int, context: Context) -> list[Trace]:
     if not 1 <= num_traces <= len(traces):
         raise TooFewError(f"{len(traces):,} traces are there, so the number asked for cannot be given. Ask for fewer.")
-    return only(traces, sorted(traces, key=context.place)[:num_traces])
+    drawn = sorted(traces, key=lambda trace: context.draw("num_traces", trace.trace_id))
+    return only(traces, drawn[:num_traces])
 
 
 def _budgeted(traces: list[Trace], *, num_tokens: int, context: Context) -> list[Trace]:
@@ -200,7 +208,7 @@ def _budgeted(traces: list[Trace], *, num_tokens: int, context: Context) -> list
         raise TooFewError(f"{total:,} tokens are there, so the number asked for cannot be given. Ask for fewer.")
     chosen: list[Trace] = []
     used = 0
-    for trace in sorted(traces, key=context.place):
+    for trace in sorted(traces, key=lambda trace: context.draw("num_tokens", trace.trace_id)):
         used += known_tokens(trace)
         # To stop at the first that does not fit, rather than to look for smaller ones, keeps budgets nested and
         # does not favour short traces.

@@ -1,4 +1,4 @@
-"""`decontaminate TRAIN --against FILE ...`: training problems that are in benchmarks, or like one there."""
+"""`decontaminate TRAIN --against FILE ...`: training problems that are problems of benchmarks."""
 
 from __future__ import annotations
 
@@ -17,16 +17,19 @@ def main(argv: Sequence[str]) -> None:
     """`decontaminate TRAIN --against FILE ...`: prints counts by benchmark and gate, with examples."""
     parser = argparse.ArgumentParser(
         prog="decontaminate",
-        description="Compares training problems with benchmark problems: equal texts, and shared n-grams of words. "
+        description="Compares training problems with benchmark problems: equal texts, and one problem inside another. "
         "TRAIN and FILE are .jsonl, .json, .csv, .tsv or .parquet, each also with .gz, or trace stores.",
     )
     parser.add_argument("train", type=Path, metavar="TRAIN")
     parser.add_argument("--against", type=Path, nargs="+", required=True, metavar="FILE", help="benchmarks")
     parser.add_argument("--column", default="problem", help="column of TRAIN that holds the problem")
-    parser.add_argument("--against_column", default="problem", help="likewise of every FILE")
+    parser.add_argument("--against_column", default="problem", help="column of every FILE that holds the problem")
     parser.add_argument("--ngram", type=int, default=Overlap.ngram, help="words of an n-gram")
     parser.add_argument(
-        "--max_overlap", type=float, default=Overlap.max_overlap, help="share of n-grams from which on one is removed"
+        "--max_overlap",
+        type=float,
+        default=Overlap.max_overlap,
+        help="share of n-grams in common from which on two problems are compared",
     )
     parser.add_argument(
         "--out", type=Path, help="new file: of JSON lines, those that may stay; of other files, where these stand"
