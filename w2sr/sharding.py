@@ -1,8 +1,9 @@
 """A policy sharded over ranks by FSDP2: weights are read straight into the shards, and gathered where they are used.
 
 Every transformer block is a group of its own, gathered for its forward and backward pass; what is left (embeddings, the
-last norm, a change of the stop token's row) is the group of the policy itself. So only `Policy.forward` and
-`Policy.next_logits` may be called from outside: they gather that group, which projects to the vocabulary too.
+last norm, a change of the stop token's row) is the group of the policy itself. So only `Policy.forward`,
+`Policy.next_logits` and `Policy.own_logits` may be called from outside: they gather that group, which projects to the
+vocabulary too.
 """
 
 from __future__ import annotations
@@ -75,7 +76,8 @@ def shard_policy(policy: Policy, sharding: Sharding) -> None:
     for block in blocks:
         fully_shard(block, **options, reshard_after_forward=True)
     fully_shard(policy, **options, reshard_after_forward=True)
-    register_fsdp_forward_method(policy, "next_logits")
+    for method in ("next_logits", "own_logits"):
+        register_fsdp_forward_method(policy, method)
     policy.compute_device, policy.compute_dtype = sharding.device, sharding.compute_dtype
     policy.to_empty(device="cpu" if sharding.cpu_offload else sharding.device)
     compute_buffers(policy, sharding.device)

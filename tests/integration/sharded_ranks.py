@@ -20,7 +20,7 @@ from w2sr import sharding
 from w2sr.chat import Chat
 from w2sr.modules.optimization import gradient_sync
 from w2sr.packing import pack_row
-from w2sr.policy import LoRA, Policy, empty_policy
+from w2sr.policy import LoRA, Policy, RefusedModel, check_model, empty_policy
 from w2sr.rollouts import EmbeddedGenerator
 from w2sr.rollouts.weight_sync import written
 from w2sr.sharding import Sharding, load_shards, save_policy, shard_policy
@@ -76,6 +76,7 @@ def main(rank: int, folder: Path) -> None:
     chat = Chat.load(folder / "untied")
     whole = Sharding(mesh, torch.device("cpu"))
     policy = sharded(folder / "untied", whole)
+    found["probe"] = refusal_of_the_probe(policy)
     for name, (first, _) in SHARES.items():
         mine = requests(chat, name)[:first] if rank == 0 else requests(chat, name)[first:]
         generator = EmbeddedGenerator(policy, chat.stop_token_ids, chat.decode, num_slots=2)
@@ -130,7 +131,20 @@ def sharded(folder: Path, sharding: Sharding, recompute: Any = False) -> Policy:
     policy.recompute(recompute)
     shard_policy(policy, sharding)
     load_shards(policy, folder)
+    check_model(policy)
     return policy
+
+
+def refusal_of_the_probe(policy: Policy) -> str:
+    """What each rank raises where a layer reads over the ends of segments."""
+    hook = policy.blocks()[0].register_forward_hook(lambda module, given, out: out + out.roll(1, 1))
+    try:
+        check_model(policy)
+    except RefusedModel as error:
+        return str(error)
+    finally:
+        hook.remove()
+    return "nothing"
 
 
 def whole_state(policy: Policy) -> dict[str, torch.Tensor]:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch._dynamo.utils import counters
+from transformers import AttentionInterface
 
 from w2sr import attention
 from w2sr.cli import main
@@ -31,7 +32,7 @@ def no_graph_is_given_up() -> Iterator[None]:
     counters.clear()
     with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
         yield
-    attention.AttentionInterface.register(attention.ATTENTION_NAME, attention.packed_attention)
+    AttentionInterface.register(attention.ATTENTION_NAME, attention.packed_attention)
 
 
 def test_a_compiled_fit_has_the_curve_of_an_eager_one(tmp_path: Path, fit_config: Config, scalars: Scalars) -> None:

@@ -109,6 +109,12 @@ def test_bfloat16_arithmetic_over_float32_shards(name: str, folder: Path, found:
         assert {gradient.dtype for gradient in theirs["clipped"].values()} == {torch.float32}
 
 
+def test_the_probe_compares_a_sharded_policy_and_refuses_on_every_rank(found: list[dict[str, Any]]) -> None:
+    """It passed in all the other tests here: `sharded_ranks.sharded` asks for it."""
+    for rank in found:
+        assert "packed log-probabilities differ from its own by" in rank["probe"]
+
+
 def test_a_rank_holds_half(found: list[dict[str, Any]]) -> None:
     for name in ("tied", "untied"):
         held = [part[f"{name} local"] for part in found]

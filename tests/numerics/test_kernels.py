@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import logging
 import os
@@ -21,7 +22,7 @@ import torch.nn.functional as F
 from packaging.version import Version
 from torch import Tensor
 from torch._dynamo.utils import counters
-from transformers import Qwen3Config
+from transformers import AttentionInterface, Qwen3Config
 
 from w2sr import attention, untried
 from w2sr.groups import pack_sharing
@@ -77,7 +78,7 @@ def as_it_was() -> Any:
     # beyond its limit of graphs Dynamo would run blocks as they are written, and a comparison would say nothing
     with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True, recompile_limit=8):
         yield
-    attention.AttentionInterface.register(attention.ATTENTION_NAME, attention.packed_attention)
+    AttentionInterface.register(attention.ATTENTION_NAME, attention.packed_attention)
 
 
 @pytest.mark.parametrize("variant", ["plain", "recompute", "lora"])
@@ -228,7 +229,7 @@ def test_a_flash_engine_is_called_with_the_row(engine: str, monkeypatch: pytest.
 @pytest.mark.parametrize("major, expected", [(9, ["flash3", "varlen", "sdpa"]), (8, ["varlen", "sdpa"])])
 def test_flash3_is_for_hopper(monkeypatch: pytest.MonkeyPatch, major: int, expected: list[str]) -> None:
     there = {"flash_attn_interface", "torch.nn.attention.varlen"}
-    monkeypatch.setattr(attention.importlib.util, "find_spec", lambda name: name in there or None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name in there or None)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (major, 0))
     assert attention.available_engines(torch.device("cuda")) == expected
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from w2sr import logprobs
-from w2sr.logprobs import summed_logprobs, token_logprobs, token_logprobs_and_entropies
+from w2sr.logprobs import PLAIN, LogitForm, summed_logprobs, token_logprobs, token_logprobs_and_entropies
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
@@ -183,3 +183,51 @@ def test_under_autocast_forward_and_backward_are_of_its_dtype(function: Callable
     outside.sum().backward()
     assert under.dtype == h.grad.dtype == w.grad.dtype == torch.float32
     assert under.equal(outside) and h.grad.equal(h16.grad.float()) and w.grad.equal(w16.grad.float())
+
+
+FORMS = {
+    "granite": (LogitForm(scale=0.125), False),
+    "cohere": (LogitForm(scale=1.75), False),
+    "gemma 2": (LogitForm(softcap=1.5), False),
+    "bias": (PLAIN, True),
+    "all of them": (LogitForm(scale=1.75, softcap=1.5), True),
+}
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("name", FORMS)
+@pytest.mark.parametrize("kind", ["each", "sum", "entropies"])
+def test_scales_caps_and_biases_equal_autograd_on_full_logits(
+    monkeypatch: pytest.MonkeyPatch, kind: str, name: str, temperature: float
+) -> None:
+    """The judge: logits [T, V] written out in float64, as the model's own head makes them."""
+    torch.manual_seed(4)
+    form, has_bias = FORMS[name]
+    given = [torch.randn(10, 6), torch.randn(17, 6), *([torch.randn(17)] if has_bias else [])]
+    targets, upstream = torch.randint(17, (10,)), torch.randn(10)
+    monkeypatch.setattr(logprobs, "CHUNK_ELEMENTS", 17 * 3)
+    ours = [x.clone().requires_grad_() for x in given]
+    options = {"temperature": temperature, "bias_V": ours[2] if has_bias else None, "form": form}
+    function = {"each": token_logprobs, "sum": summed_logprobs, "entropies": token_logprobs_and_entropies}[kind]
+    found = function(ours[0], ours[1], targets, **options)
+    exact = [x.double().requires_grad_() for x in given]
+    logits = (exact[0] @ exact[1].T + (exact[2] if has_bias else 0)) * form.scale
+    if form.softcap is not None:
+        assert logits.abs().max() > form.softcap, "guard: the cap bends something"
+        logits = form.softcap * (logits / form.softcap).tanh()
+    log_p = (logits / temperature).log_softmax(-1)
+    picked, entropies = log_p[torch.arange(10), targets], -(log_p.exp() * log_p).sum(-1)
+    if kind == "each":
+        losses = ((found * upstream).sum(), (picked * upstream.double()).sum())
+    elif kind == "sum":
+        losses = (found * -1.7, picked.sum() * -1.7)
+    else:
+        losses = (
+            (found[0] * upstream).sum() + 0.3 * found[1].sum(),
+            (picked * upstream.double()).sum() + 0.3 * entropies.sum(),
+        )
+    torch.testing.assert_close(losses[0].double(), losses[1], atol=1e-5, rtol=1e-6)  # a sum near 100
+    for gradient, expected in zip(
+        torch.autograd.grad(losses[0], ours), torch.autograd.grad(losses[1], exact), strict=True
+    ):
+        torch.testing.assert_close(gradient.double(), expected, atol=1e-5, rtol=0)

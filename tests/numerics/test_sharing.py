@@ -12,6 +12,8 @@ from torch import Tensor
 from transformers import Qwen3Config
 
 from w2sr import attention
+from w2sr.attention import engines
+from w2sr.attention.engines import Scores
 from w2sr.groups import pack_sharing
 from w2sr.packing import pack_row
 from w2sr.policy import Policy, new_policy
@@ -80,14 +82,14 @@ def test_logprobs_and_gradients_are_those_of_each_segment_alone() -> None:
 def test_engines_that_take_bounds_get_the_segments_written_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """With a loop over segments in the place of torch's CUDA kernel."""
 
-    def loop(query: Tensor, key: Tensor, value: Tensor, packed: attention.Packed, scaling: float) -> Tensor:
+    def loop(query: Tensor, key: Tensor, value: Tensor, packed: attention.Packed, scores: Scores) -> Tensor:
         parts = []
         for start, end in pairwise(packed.cu_seqlens.tolist()):
             q, k, v = (x[start:end].transpose(0, 1) for x in (query, key, value))
-            parts.append(F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=True))
+            parts.append(F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scores.scaling, enable_gqa=True))
         return torch.cat(parts, 1).transpose(0, 1)
 
-    monkeypatch.setattr(attention, "_varlen", loop)
+    monkeypatch.setattr(engines, "_varlen", loop)
     monkeypatch.setattr(Policy, "engine", lambda self: "varlen")
     check_against_each_alone(policy(), pack_sharing(segments(), NUM_SHARED))
 

@@ -40,6 +40,7 @@ class ExportStudent(L.Callback):
             num_tokens=pl_module.num_trained_tokens,
             stop_tokens=[pl_module.chat.tokenizer.convert_ids_to_tokens(i) for i in pl_module.chat.stop_token_ids],
             command=" ".join(sys.argv),
+            is_checked=pl_module.policy.is_checked,
         )
         (folder / "README.md").write_text(card)
 
@@ -54,8 +55,10 @@ def model_card(
     num_tokens: int,
     stop_tokens: list[str],
     command: str,
+    is_checked: bool = True,
 ) -> str:
     """The text of a student's README.md: what it was trained on, how, and on whose terms (`training`)."""
+    unchecked = "" if is_checked else "\n- Packed rows not compared with its own forward pass: `check_model: false`"
     return f"""---
 base_model: {json.dumps(base_model)}
 library_name: transformers
@@ -68,7 +71,7 @@ Made from `{base_model}` with w2sr {__version__}.
 
 - Training: {num_steps:,} optimizer steps, {num_tokens:,} tokens
 - Completions end with: {", ".join(f"`{token}`" for token in stop_tokens)}
-- Command: `{command}`
+- Command: `{command}`{unchecked}
 
 {training}
 """

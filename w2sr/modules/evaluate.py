@@ -34,6 +34,7 @@ class EvalModule(L.LightningModule):
         dtype: dtype of the weights.
         attention: packed attention engine.
         trust_remote_code: allow code from the model's repository.
+        check_model: compare each model that is loaded with its own forward pass on a few packed tokens.
         sampling: temperature, top_p, token limit and seed. The paper evaluates at 0.6 and 0.95.
         num_samples: completions a problem.
         num_slots: sequences that are generated together.
@@ -52,6 +53,7 @@ class EvalModule(L.LightningModule):
         dtype: DTypeName = "float32",
         attention: Engine | Literal["auto"] = "auto",
         trust_remote_code: bool = False,
+        check_model: bool = True,
         sampling: Sampling = Sampling(),
         num_samples: int = 1,
         num_slots: int = 128,
@@ -65,7 +67,7 @@ class EvalModule(L.LightningModule):
         self.instruction = instruction
         self.dtype_name, self.attention, self.trust_remote_code = dtype, attention, trust_remote_code
         self.sampling, self.num_samples, self.num_slots = sampling, num_samples, num_slots
-        self.calculator = calculator
+        self.calculator, self.check_model = calculator, check_model
         self.policy: Policy | None = None
         self.records: list[EvalRecord] = []
 
@@ -90,6 +92,7 @@ class EvalModule(L.LightningModule):
             dtype=self.dtype_name,
             attention=self.attention,
             trust_remote_code=self.trust_remote_code,
+            checked=self.check_model,
         )
 
     def on_test_epoch_start(self) -> None:

@@ -73,6 +73,7 @@ class GRPOModule(L.LightningModule):
         dtype: dtype of the weights. With `trainer.precision=bf16-mixed` leave float32.
         attention: packed attention engine.
         trust_remote_code: allow code from the model's repository.
+        check_model: compare each model that is loaded with its own forward pass on a few packed tokens.
         gradient_checkpointing: compute each block's activations again in the backward pass.
         kernels: how the blocks are computed: by torch as written, compiled, or by Liger's kernels.
         lora: train low-rank adapters and the stop token's embedding instead of all weights.
@@ -101,6 +102,8 @@ class GRPOModule(L.LightningModule):
         num_slots: sequences that are generated together, by the embedded engine in the final table.
     """
 
+    last_collected: Collected | None = None
+
     def __init__(
         self,
         student: str,
@@ -111,6 +114,7 @@ class GRPOModule(L.LightningModule):
         dtype: DTypeName = "float32",
         attention: Engine | Literal["auto"] = "auto",
         trust_remote_code: bool = False,
+        check_model: bool = True,
         gradient_checkpointing: Recompute = False,
         kernels: Kernels = Kernels(),
         lora: LoRA | None = None,
@@ -139,7 +143,7 @@ class GRPOModule(L.LightningModule):
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
-        self.student, self.teacher, self.max_tokens = student, teacher, max_tokens
+        self.student, self.teacher, self.max_tokens, self.check_model = student, teacher, max_tokens, check_model
         self.template, self.stop_token, self.template_date = template, stop_token, template_date
         self.dtype_name, self.attention, self.trust_remote_code = dtype, attention, trust_remote_code
         self.gradient_checkpointing, self.kernels, self.lora = gradient_checkpointing, kernels, lora
@@ -158,7 +162,6 @@ class GRPOModule(L.LightningModule):
         self.policy: Policy | None = None
         self.policy_version = self.num_trained_tokens = self.num_generated_tokens = 0
         self.phases, self._open = Phases(), ExitStack()
-        self.last_collected: Collected | None = None
         self.validation_records: list[EvalRecord] = []
         self._pass_at_k: PassAtK | None = None
 
@@ -171,10 +174,7 @@ class GRPOModule(L.LightningModule):
         write_whole_checkpoints(self.trainer.strategy)
 
     def configure_model(self) -> None:
-        """Loads the student, sharded where the strategy says so.
-
-        Lightning calls this again for every stage, so a loaded one is kept.
-        """
+        """Loads the student, sharded where the strategy says so. Lightning calls this again for every stage."""
         if self.policy is not None:
             return
         self.policy = place_policy(
@@ -184,6 +184,7 @@ class GRPOModule(L.LightningModule):
             dtype=self.dtype_name,
             attention=self.attention,
             trust_remote_code=self.trust_remote_code,
+            checked=self.check_model,
             lora=self.lora,
             gradient_checkpointing=self.gradient_checkpointing,
             kernels=self.kernels,
@@ -206,9 +207,8 @@ class GRPOModule(L.LightningModule):
     def on_fit_start(self) -> None:
         policy, data = self._loaded(), cast(Any, self.trainer).datamodule
         rank_zero_info(f"Packed attention on {self.device}: {policy.engine()} (attention={self.attention}).")
-        positions = getattr(policy.lm.config, "max_position_embeddings", None)
         check_round(policy, self.minibatches, data.step_problems)
-        check_room(data.train_problems, self.chat, self.rollouts, positions, self.max_tokens)
+        check_room(data.train_problems, self.chat, self.rollouts, policy.max_positions, self.max_tokens)
         self._seed = torch.initial_seed()
         self._reference = None
         if self.objective.kl.coefficient:

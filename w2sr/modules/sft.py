@@ -61,6 +61,7 @@ class SFTModule(L.LightningModule):
         dtype: dtype of the weights. With `trainer.precision=bf16-mixed` leave float32.
         attention: packed attention engine.
         trust_remote_code: allow code from the model's repository.
+        check_model: compare each model that is loaded with its own forward pass on a few packed tokens.
         gradient_checkpointing: compute the activations of every block (true), or of every second one (`selective`),
             again in the backward pass.
         kernels: how the blocks are computed: by torch as written, compiled, or by Liger's kernels.
@@ -84,6 +85,7 @@ class SFTModule(L.LightningModule):
         dtype: DTypeName = "float32",
         attention: Engine | Literal["auto"] = "auto",
         trust_remote_code: bool = False,
+        check_model: bool = True,
         gradient_checkpointing: Recompute = False,
         kernels: Kernels = Kernels(),
         lora: LoRA | None = None,
@@ -101,6 +103,7 @@ class SFTModule(L.LightningModule):
         self.student, self.teacher = student, teacher
         self.template, self.stop_token, self.template_date = template, stop_token, template_date
         self.dtype_name, self.attention, self.trust_remote_code = dtype, attention, trust_remote_code
+        self.check_model = check_model
         self.gradient_checkpointing, self.kernels, self.lora = gradient_checkpointing, kernels, lora
         self.optimizer, self.warmup_frac, self.min_lr_frac = optimizer, warmup_frac, min_lr_frac
         self.clip_norm = clip_norm
@@ -133,6 +136,7 @@ class SFTModule(L.LightningModule):
             dtype=self.dtype_name,
             attention=self.attention,
             trust_remote_code=self.trust_remote_code,
+            checked=self.check_model,
             lora=self.lora,
             gradient_checkpointing=self.gradient_checkpointing,
             kernels=self.kernels,

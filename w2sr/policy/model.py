@@ -15,10 +15,12 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from w2sr.attention import Engine, Layout, packed_layout, resolve_engine
+from w2sr.attention import Engine, Layout, packed_layout, resolve_engine, unfit_engines
 from w2sr.chat import Chat
 from w2sr.logprobs import summed_logprobs, token_logprobs, token_logprobs_and_entropies
 from w2sr.policy.adapters import LoRA, adapted_weights, added_weight, table_of_its_own
+from w2sr.policy.heads import logit_form
+from w2sr.policy.positions import length_rule
 from w2sr.policy.stored import memory_name
 from w2sr.types import IGNORE_INDEX, PackedBatch
 
@@ -35,19 +37,18 @@ class Policy(nn.Module):
     Args:
         lm: a transformers causal LM made with w2sr's attention (see `load_policy` and `new_policy`).
         attention: engine for packed attention; `auto` takes the best one that the device has.
+
+    Attributes:
+        form: what the model's head makes of products of hidden states and output embedding.
+        is_checked: whether it was compared with the model's own forward pass (see `w2sr.policy.check_model`).
     """
 
     def __init__(self, lm: PreTrainedModel, attention: Engine | Literal["auto"] = "auto") -> None:
         super().__init__()
-        softcap = getattr(lm.config, "final_logit_softcapping", None)
-        bias = getattr(lm.get_output_embeddings(), "bias", None)
-        if softcap is not None or bias is not None:
-            raise ValueError(
-                f"{type(lm).__name__} has logit soft-capping {softcap} and output bias {bias is not None}; the chunked "
-                "log-probabilities know neither. Use a model without them."
-            )
-        self.lm = lm
-        self.attention = attention
+        self.lm, self.form = lm, logit_form(lm)
+        self.attention, self._unfit_engines = attention, unfit_engines(lm)
+        self._length_rule = length_rule(lm)
+        self.is_checked = False
         # where weights lie elsewhere, or are kept wider, than they are computed with (see `w2sr.sharding`)
         self.compute_device: torch.device | None = None
         self.compute_dtype: torch.dtype | None = None
@@ -73,6 +74,14 @@ class Policy(nn.Module):
         """Rows of the embedding: every token id must be below."""
         return int(cast(Any, self.lm.get_input_embeddings()).weight.shape[0])
 
+    @property
+    def max_positions(self) -> int | None:
+        """Positions that a prompt has together with its completion; None where the configuration does not say."""
+        positions = getattr(self.lm.config.get_text_config(), "max_position_embeddings", None)
+        if self._length_rule is None:
+            return positions
+        return min(self._length_rule.limit, positions or self._length_rule.limit)
+
     def engine(self) -> Engine:
         """The attention engine on the present device. `auto` is SDPA in float32, which the CUDA kernels do not know."""
         device = self.device.type
@@ -80,10 +89,12 @@ class Policy(nn.Module):
         arithmetic = torch.get_autocast_dtype(device) if autocast else self.dtype
         if self.attention == "auto" and arithmetic == torch.float32:
             return "sdpa"
-        return resolve_engine(self.attention, self.device)
+        return resolve_engine(self.attention, self.device, self._unfit_engines)
 
     def hidden(self, input_ids: Tensor, position_ids: Tensor, layout: Layout) -> Tensor:
         """Last hidden states [T, E] of the tokens of one packed row [T]."""
+        if self._length_rule is not None:
+            self._length_rule.check(layout)
         output = self.lm.base_model(
             input_ids=input_ids[None], position_ids=position_ids[None], use_cache=False, layout=layout
         )
@@ -92,15 +103,27 @@ class Policy(nn.Module):
     def logits(self, hidden_TE: Tensor) -> Tensor:
         """Logits [T, V] in float32, for a few positions only: generation."""
         logits_TV = hidden_TE @ self._frozen_output_weight().T
+        if (bias_V := self._output_bias()) is not None:
+            logits_TV = logits_TV + bias_V.to(logits_TV.dtype)
         if (row_E := self._stop_row()) is not None:
             # the same as with `_output_weight`, without its copy for every token
             logits_TV[:, self._stop_token_id] += hidden_TE @ row_E.to(hidden_TE.dtype)
-        return logits_TV.float()
+        return self.form(logits_TV)
 
     def next_logits(self, input_ids: Tensor, position_ids: Tensor, layout: Layout, wanted: Tensor) -> Tensor:
         """Logits [·, V] in float32 at the `wanted` positions of one packed row. A whole forward pass: a sharded policy
         gathers its weights for it, as for `forward` (`hidden` and `logits` see what lies on their own rank)."""
         return self.logits(self.hidden(input_ids, position_ids, layout)[wanted])
+
+    def own_logits(self, input_ids: Tensor) -> Tensor:
+        """Logits [L, V] in float32 of one segment [L], by the model's own eager attention and head: what the rest of
+        this class is compared with. A whole forward pass, as `forward`."""
+        config = self.lm.config
+        implementation, config._attn_implementation = config._attn_implementation, "eager"
+        try:
+            return cast(Tensor, self.lm(input_ids=input_ids[None], use_cache=False).logits[0].float())
+        finally:
+            config._attn_implementation = implementation
 
     @overload
     def forward(
@@ -128,18 +151,19 @@ class Policy(nn.Module):
         hidden_TE = self.hidden(batch.input_ids, batch.position_ids, packed_layout(batch, self.engine()))
         labelled = (batch.labels != IGNORE_INDEX).nonzero()[:, 0]
         projection = (hidden_TE[labelled], self._output_weight(), batch.labels[labelled], temperature)
+        head: Any = {"bias_V": self._output_bias(), "form": self.form}
         if reduction == "sum":
             assert not entropies, "a sum of log-probabilities has no entropies"
-            return summed_logprobs(*projection)
+            return summed_logprobs(*projection, **head)
 
         def spread(values: Tensor) -> Tensor:
             # index_put keeps the graph alive in a row without labels: its gradient is then zero, not missing
             return torch.zeros_like(batch.labels, dtype=torch.float32).index_put((labelled,), values)
 
         if entropies:
-            logprobs, entropy = token_logprobs_and_entropies(*projection)
+            logprobs, entropy = token_logprobs_and_entropies(*projection, **head)
             return spread(logprobs), spread(entropy)
-        return spread(token_logprobs(*projection))
+        return spread(token_logprobs(*projection, **head))
 
     def recompute(self, blocks: Recompute) -> None:
         """Lets the backward pass compute blocks' activations again, in place of keeping them.
@@ -292,6 +316,9 @@ class Policy(nn.Module):
 
     def _frozen_output_weight(self) -> Tensor:
         return cast(Tensor, self.lm.get_output_embeddings().weight)
+
+    def _output_bias(self) -> Tensor | None:
+        return getattr(self.lm.get_output_embeddings(), "bias", None)
 
     def _output_weight(self) -> Tensor:
         """The output embedding [V, E]; with adapters a copy, in which the stop token's row is changed."""

@@ -21,7 +21,7 @@ import torch
 from w2sr.attention import Decode, Engine, Prefill, SlotCache, packed_layout
 from w2sr.chat import Chat
 from w2sr.packing import boundaries
-from w2sr.policy import DTypeName, Policy, load_policy
+from w2sr.policy import DTypeName, Policy, check_model, load_policy
 from w2sr.rollouts.lockstep import Lockstep
 from w2sr.rollouts.protocol import Generator, PolicyGenerator, RolloutEngine
 from w2sr.rollouts.sampling import choose_tokens, noise_key, sampled_logprobs, uniforms
@@ -46,18 +46,26 @@ class Embedded(RolloutEngine):
         attention: packed attention engine.
         num_slots: sequences that are generated together.
         trust_remote_code: allow code from the model's repository.
+        check_model: compare the model with its own forward pass on a few packed tokens.
     """
 
     dtype: DTypeName = "float32"
     attention: Engine | Literal["auto"] = "auto"
     num_slots: int = 128
     trust_remote_code: bool = False
+    check_model: bool = True
 
     @contextmanager
     def open(self, model: str, chat: Chat, device: torch.device) -> Iterator[Generator]:
         policy = load_policy(
-            model, dtype=self.dtype, attention=self.attention, trust_remote_code=self.trust_remote_code
+            model,
+            dtype=self.dtype,
+            attention=self.attention,
+            trust_remote_code=self.trust_remote_code,
+            checked=False,
         ).to(device)
+        if self.check_model:  # where it will run, with the attention engine of that device
+            check_model(policy)
         chat.check_vocabulary(policy.vocab_size)
         yield EmbeddedGenerator(policy, chat.stop_token_ids, chat.decode, num_slots=self.num_slots)
 
@@ -177,8 +185,7 @@ class _Slots:
         self.num_done = np.zeros(num_slots, dtype=np.int64)
         self.stop_text = StopText(sampling.stop_text, generator.decode)
         self.stored = np.zeros(num_slots, dtype=np.int64)
-        with torch.no_grad():
-            self.cache = SlotCache.allocate(self.policy.lm, num_slots, capacity, self.policy.dtype, self.policy.device)
+        self.cache = SlotCache(num_slots, capacity)
 
     @property
     def num_active(self) -> int:
@@ -235,7 +242,7 @@ class _Slots:
         for start in range(0, self.num_slots, RUN_SLOTS):
             run = slice(start, start + RUN_SLOTS)
             num_visible = -(-(int(stored[run].max()) + 1) // VISIBLE_STEP) * VISIBLE_STEP
-            read = torch.arange(min(num_visible, self.cache.keys[0].shape[2]), device=position.device)
+            read = torch.arange(min(num_visible, self.cache.capacity), device=position.device)
             runs.append((read <= position[run, None])[:, None, None, :])
         return tuple(runs)
 

@@ -55,7 +55,7 @@ class Lockstep:
         refusal: ValueError | None = None
         try:
             if requests:
-                check_positions(requests, sampling, getattr(self.policy.lm.config, "max_position_embeddings", None))
+                check_positions(requests, sampling, self.policy.max_positions)
         except ValueError as error:
             refusal = error
         letters: list[Any] = [refusal and str(refusal)]

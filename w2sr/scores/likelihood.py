@@ -13,7 +13,7 @@ import torch
 from w2sr.chat import Chat
 from w2sr.locations import locate_model
 from w2sr.packing import pack_row, plan_epoch
-from w2sr.policy import DTypeName, Policy, load_policy
+from w2sr.policy import DTypeName, Policy, check_model, load_policy
 from w2sr.templates import Template
 from w2sr.types import IGNORE_INDEX, Trace
 
@@ -43,9 +43,10 @@ def load_student(
     """Loads a student onto the GPU where there is one."""
     place = str(locate_model(name))
     chat = Chat.load(place, template=template, stop_token=stop_token, template_date=template_date)
-    policy = load_policy(place, dtype=dtype)
+    policy = load_policy(place, dtype=dtype, checked=False)
     chat.check_vocabulary(policy.vocab_size)
     policy.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    check_model(policy)
     return Student(name, policy, chat, student_hash(place, chat), dtype)
 
 

@@ -152,7 +152,8 @@ def _checked(checkpoint: Checkpoint, chat: Chat, folder: Path) -> str:
     del policy
     dtype = checkpoint.settings.get("dtype", "float32")
     trusted = bool(checkpoint.settings.get("trust_remote_code"))
-    written = load_policy(folder, dtype=dtype, trust_remote_code=trusted)
+    checked = bool(checkpoint.settings.get("check_model", True))
+    written = load_policy(folder, dtype=dtype, trust_remote_code=trusted, checked=checked)
     apart = float((_logprobs(written, row) - expected).abs().max())
     limit = (MERGED_ATOL if checkpoint.settings.get("lora") else EQUAL_ATOL)[getattr(torch, dtype)]
     wrong = "" if checkpoint.settings.get("lora") else _changed_weight(checkpoint, checkpoint.policy(chat), written)
