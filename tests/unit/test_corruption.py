@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import replace
 from fractions import Fraction
@@ -229,6 +230,10 @@ def miniature() -> list[Trace]:
     return read_store(MINIATURE_TRACES)[:240]
 
 
+def share_of(text: str) -> float:
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") / 2**64
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_rate_0_changes_nothing(kind: Kind, miniature: list[Trace]) -> None:
     made, report = corrupt_traces(miniature, Corruption(kind, 0.0))
@@ -244,6 +249,9 @@ def test_the_share_is_as_asked_and_smaller_rates_are_nested(miniature: list[Trac
         # 4 standard deviations of 240 draws
         assert abs(report.num_chosen - 240 * rate) <= 4 * (240 * rate * (1 - rate)) ** 0.5
     assert chosen[0.1].items() <= chosen[0.3].items() <= chosen[1.0].items() and len(chosen[1.0]) == 240
+    # the hash itself: BLAKE2b of the use, the seed and the trace, as a share of its range
+    by_hand = {t.trace_id for t in miniature if share_of(f"corrupted|3|{t.trace_id}") < 0.3}
+    assert chosen[0.3].keys() == by_hand, "the low end of the range, in every version"
     other = {t.trace_id for t in corrupt_traces(miniature, Corruption("off_by_one", 0.3, seed=4))[0] if t.corruption}
     assert other != chosen[0.3].keys()
 
