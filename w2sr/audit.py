@@ -134,7 +134,7 @@ def ends_with_reference(completion: str, reference_answer: str) -> bool:
 def wrong_majorities(traces: Sequence[Trace], grading: Grading) -> list[Majority]:
     """The problems on which more than half of at least MIN_ANSWERS answers agree and were judged wrong, clearest first.
 
-    Answers agree if they are equal text up to case, spacing and punctuation.
+    Answers agree if they are equal by `kind: exact`.
     """
     by_problem: dict[str, list[int]] = defaultdict(list)
     for index, verdict in enumerate(grading.verdicts):

@@ -24,7 +24,7 @@ TRACE = Trace("a/1", "a", "1 + 1?", "2", "weak", r"\boxed{2}", answer="2", answe
     [
         # the place is between « and », which the completion does not have
         (r"5, \boxed{4}, no: \boxed{«5»}. Check: 5 = 5.", "boxed"),
-        (r"\boxed{55} and \boxed{«5»} of 55", "boxed"),
+        (r"\boxed{55}, no: \boxed{«5»} of 55", "boxed"),
         (r"so \boxed{«\frac{1}{2}»}, and \frac{1}{2} is half", "boxed"),
         (r"\boxed{«\infty»} \infty", "boxed"),
         ("2 and 2 make 4; 4 of 14 is «4».", "last_number"),

@@ -22,6 +22,7 @@ _NUMBER = re.compile(
     rf"|{_FREE}(?:{_DIGITS})(?:{_SCIENTIFIC}|{_POWER})?(?:\s?/\s?[0-9]+(?:{_POWER})?(?![0-9]|\.[0-9]))?)"
     r"(?:\s?\\?%)?"
 )
+_SPACED = re.compile(r"(?<=[0-9])[\u00a0\u2009\u202f](?=[0-9]{3})")
 _WHOLE = re.compile(r"(?:[-–+]\s?)?(?:(?:\\?\$|[€£¥₹])\s?)?[0-9]+")
 _PART = re.compile(
     rf"(?:([0-9]+)/([0-9]+)|\\[dtc]?frac\{{([0-9]+)\}}\{{([0-9]+)\}}|\\[dtc]?frac([0-9])([0-9])|{_VULGAR})(?:\s?\\?%)?"
@@ -54,7 +55,7 @@ def last_number(text: str) -> Found | None:
     begin = _begin(text, found)
     if before is not None and _is_mixed(text, before, begin, found.end()):
         begin = _begin(text, before)
-    answer = text[begin : found.end()].strip().replace("–", "-")
+    answer = _SPACED.sub(",", text[begin : found.end()].strip().replace("–", "-"))
     return Found(re.sub(r"^([-+])\s", r"\1", answer), (begin, found.end()))
 
 
