@@ -88,7 +88,8 @@ def _noise(policy: Policy, segment: Tensor, own_TV: Tensor) -> float:
         moved = hidden + hidden * (signs * unit).to(hidden.dtype)
         return (moved, *rest) if isinstance(out, tuple) else moved
 
-    hooks = [part.register_forward_hook(move) for part in policy.blocks() or [policy.lm.get_input_embeddings()]]
+    parts: list[nn.Module] = [*policy.blocks()] or [policy.lm.get_input_embeddings()]
+    hooks = [part.register_forward_hook(move) for part in parts]
     try:
         moved_TV = policy.own_logits(segment)
     finally:
