@@ -134,7 +134,7 @@ def test_an_epoch_has_rounds_for_all_problems(files: dict[str, dict[str, DataFil
 
 
 def test_without_a_curriculum_a_pass_asks_each_problem_once(files: dict[str, dict[str, DataFile]]) -> None:
-    data = ProblemDataModule(**files)  # type: ignore[arg-type]
+    data = ProblemDataModule(**files, step_problems=4)  # type: ignore[arg-type]
     data.setup("fit")
     assert data.stream is not None
     assert sorted(data.stream.take(NUM)) == list(range(NUM))
@@ -224,7 +224,7 @@ def test_equal_ids_of_other_problems_are_no_leak(files: dict[str, dict[str, Data
         path = tmp_path / f"{key}.jsonl"
         path.write_text(json.dumps({"problem_id": "1", "problem": text, "reference_answer": "2"}) + "\n")
         files[key] = {key: DataFile(str(path))}
-    module(files).setup("fit")
+    module(files, step_problems=1).setup("fit")
 
 
 def test_wrong_settings_are_refused(files: dict[str, dict[str, DataFile]]) -> None:

@@ -29,7 +29,7 @@ class Verifier:
     """Verifies completions by rules of extraction and one kind of comparison.
 
     `kind="math"`: exact rules in this process, then math-verify for what they leave open, in `num_workers` killable
-    processes with `timeout_s` seconds an answer. `kind="exact"`: equal text up to case, whitespace and punctuation.
+    processes with `timeout_s` seconds an answer. `kind="exact"`: equal text up to case and markup round the answer.
     `choice`, `yes_no`, `number` (within `tolerance`) and `logic`: see the modules of these names. An unusable
     completion gets a verdict, never an exception. One Verifier serves one source; close it, or use it in `with`.
 
