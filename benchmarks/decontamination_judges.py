@@ -44,8 +44,10 @@ class Grams:
     def of(self, words: list[str]) -> list[tuple[str, ...]]:
         return [tuple(words[at : at + self.length]) for at in range(len(words) - self.length + 1)]
 
-    def shared(self, words: list[str]) -> Counter[int]:
-        return Counter(at for ngram in set(self.of(words)) for at in self.by_ngram.get(ngram, ()))
+    def shared(self, words: list[str]) -> list[tuple[int, int]]:
+        """(place, number of shared n-grams) of the texts that share one, the greatest number first."""
+        counts = Counter(at for ngram in set(self.of(words)) for at in self.by_ngram.get(ngram, ()))
+        return sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
 
 
 def former(benchmark: Sequence[str]) -> Judge:
@@ -57,7 +59,7 @@ def former(benchmark: Sequence[str]) -> Judge:
         if same is not None:
             return same
         words = grams.split(text)
-        most = grams.shared(words).most_common(1)
+        most = grams.shared(words)
         return most[0][0] if most and most[0][1] >= 0.5 * len(set(grams.of(words))) else None
 
     return judge
@@ -68,7 +70,7 @@ def one_shared(length: int, split: Callable[[str], list[str]]) -> Callable[[Sequ
         grams = Grams(benchmark, length, split)
 
         def judge(text: str) -> int | None:
-            most = grams.shared(grams.split(text)).most_common(1)
+            most = grams.shared(grams.split(text))
             return most[0][0] if most else None
 
         return judge
@@ -81,7 +83,7 @@ def qwen(benchmark: Sequence[str]) -> Judge:
 
     def judge(text: str) -> int | None:
         words = grams.split(text)
-        for at, _ in grams.shared(words).most_common():
+        for at, _ in grams.shared(words):
             if common_subsequence(words, grams.words[at]) >= 0.6 * min(len(words), len(grams.words[at])):
                 return at
         return None
@@ -111,7 +113,7 @@ def tulu(benchmark: Sequence[str]) -> Judge:
 
     def judge(text: str) -> int | None:
         own = set(grams.of(grams.split(text)))
-        for at, _ in grams.shared(grams.split(text)).most_common():
+        for at, _ in grams.shared(grams.split(text)):
             words = grams.words[at]
             covered = {place + by for place, ngram in enumerate(grams.of(words)) if ngram in own for by in range(8)}
             if len(covered) > 0.5 * len(words):
