@@ -224,7 +224,7 @@ def run_date(wanted: str | None, folder: Path, checkpoint: str | None) -> str:
 
 def _kept_date(config: Path) -> str | None:
     """The `model.template_date` of a run's configuration."""
-    content = yaml.safe_load(config.read_text()) if config.is_file() else {}
+    content = (yaml.safe_load(config.read_text()) if config.is_file() else None) or {}
     kept = ((content.get("model") or {}).get("init_args") or {}).get("template_date")
     return None if kept is None else str(kept)
 

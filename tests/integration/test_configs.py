@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ def parse(*files: Path, extra: tuple[str, ...] = ()) -> Any:
         save_config_callback=RunConfig,
         parser_kwargs={"epilog": EPILOG},
         args=arguments,
+        held=ExitStack(),
     ).parsed
 
 
@@ -85,7 +87,7 @@ def test_every_selection_fits_over_a_base_and_its_gates_are_known() -> None:
         parsed = parse(CONFIGS / "w2sr.yaml", overlay).data.init_args.gates
         for key, value in gates.items():
             if key == "mix":
-                assert [set(part) <= set(whole) for part, whole in zip(value, parsed[key], strict=True)], overlay
+                assert [set(part) <= set(vars(whole)) for part, whole in zip(value, parsed[key], strict=True)], overlay
             else:
                 assert _plain(parsed[key]) == value, (overlay, key)
         gates_of(gates)
