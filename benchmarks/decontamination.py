@@ -77,7 +77,7 @@ MISSED = (
 def other_latex(text: str) -> str:
     """The same formulas with `\\dfrac`, `\\(`, `\\le`, without `\\left` and with thin spaces."""
     text = re.sub(r"\\(left|right)(?![a-zA-Z])", "", text)
-    text = text.replace("\\frac", "\\dfrac").replace("\\leq", "\\le").replace("\\geq", "\\ge").replace(",", ",\\, ")
+    text = text.replace("\\frac", "\\dfrac").replace("\\leq", "\\le").replace("\\geq", "\\ge").replace(", ", ",\\, ")
     return re.sub(r"(?<![\\$])\$([^$]+)\$(?!\$)", r"\\( \1 \\)", text)
 
 
@@ -259,7 +259,7 @@ def page(
 A training problem is removed where its text equals that of a benchmark problem, or where one of the two stands in the other
 one as a whole (`w2sr/decontaminate/`). The other rules are in `benchmarks/decontamination_judges.py`:
 
-- *former*: equal texts, or at least half of the training problem's 13-grams in one benchmark problem. It was ours.
+- *half of the 13-grams*: equal texts, or at least half of the training problem's 13-grams in one benchmark problem.
 - *open-r1*: one shared 8-gram. *GPT-3*: one shared 13-gram, also in lm-evaluation-harness. *Qwen2.5-Math*: one shared
   13-gram, and a common subsequence of 0.6 of the shorter text. *Tülu 3*: 8-grams cover more than half of the benchmark problem.
 

@@ -1,6 +1,6 @@
 """How others decontaminate: five rules, each as an index of benchmark texts and a question about one training text.
 
-former       w2sr's rule before the present one: equal texts, or half of the training problem's 13-grams in one benchmark
+half of the 13-grams   equal texts, or half of the training problem's 13-grams in one benchmark problem
 open-r1      one shared 8-gram of words split at white space (huggingface/open-r1, scripts/decontaminate.py)
 13-gram      one shared 13-gram of words without punctuation (GPT-3, arXiv 2005.14165, appendix C; lm-evaluation-harness)
 Qwen2.5-Math one shared 13-gram, and a longest common subsequence of words of at least 0.6 of the shorter text
@@ -50,7 +50,7 @@ class Grams:
         return sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
 
 
-def former(benchmark: Sequence[str]) -> Judge:
+def half_shared(benchmark: Sequence[str]) -> Judge:
     grams = Grams(benchmark, 13, signed_words)
     equal = {" ".join(unicodedata.normalize("NFKC", text).casefold().split()): at for at, text in enumerate(benchmark)}
 
@@ -124,7 +124,7 @@ def tulu(benchmark: Sequence[str]) -> Judge:
 
 
 PEERS: dict[str, Callable[[Sequence[str]], Judge]] = {
-    "former": former,
+    "half of the 13-grams": half_shared,
     "open-r1, an 8-gram": one_shared(8, split_words),
     "GPT-3, a 13-gram": one_shared(13, plain_words),
     "Qwen2.5-Math": qwen,

@@ -180,6 +180,7 @@ OTHER_SOURCES = {
     "miniature/world.py": "made the shipped problems, which are pinned by their file; its text begins with the split",
     "miniature/pretrain.py": "made the shipped models",
     "flops.py": "values of matrices that are only timed",
+    "policy/probe.py": "token ids and directions of a comparison, the same for every policy",
     "verbs/export.py": "token ids on which two models are compared",
 }
 CONTENT_HASHES = {
@@ -213,7 +214,7 @@ def test_no_other_file_draws() -> None:
     made = {name_of(path) for path in FILES if re.search(r"\bRandom\(", path.read_text())}
     assert made == {"rollouts/patience.py", "miniature/world.py", "miniature/pretrain.py"}
     seeded = [name_of(path) for path in FILES if "manual_seed(" in path.read_text()]
-    assert seeded == ["miniature/pretrain.py", "modules/optimization.py"]
+    assert seeded == ["miniature/pretrain.py", "modules/optimization.py", "policy/probe.py"]
     text = (PACKAGE / "modules/optimization.py").read_text()
     assert text.count("manual_seed(") == 1 == text.count('torch.manual_seed(chance.integer("dropout"')
 
