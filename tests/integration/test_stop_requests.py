@@ -68,7 +68,7 @@ def more(tiny_world: Any) -> dict[str, Any]:
 Place = tuple[Any, str, Callable[..., int]]
 PLACES: list[Place] = [
     (_Slots, "decode_step", lambda slots: slots.version),
-    (collect, "verified_groups", lambda problems, requests, completions, verifiers: completions[0].policy_version),
+    (collect, "verified_groups", lambda _, requests, completions, *more: completions[0].policy_version),
     # what a reward raises is told as the reward's fault elsewhere
     (Overlong, "__call__", lambda reward, rollout: rollout.completion.policy_version),
     (collect, "check_rollouts", lambda completions, number, max_staleness: number),
