@@ -206,6 +206,8 @@ def main() -> None:
 INTRODUCTION = """
 The right verdicts are known: by hand (adversarial), by construction (generated), or because a reference equals its own
 re-spelling. Plain math-verify reads `\\boxed{answer}` with its default settings. Ours is asked in both orders.
+The adversarial pairs are not a blind test: most were written after the rules had run on an earlier list of 125 pairs,
+and the rules were corrected where the lists found a fault.
 """
 SAVED = """CPU seconds of the verifier, the start of one grading process included where it is needed, with `algebra.py` (and
 `formulas.py`, `quotients.py`, `numerics.py`) and without it, when all that it decides goes to math-verify. A verdict that

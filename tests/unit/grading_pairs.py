@@ -8,6 +8,7 @@ from __future__ import annotations
 import gzip
 import json
 import random
+import re
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -31,6 +32,8 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _is_plain_list(text: str) -> bool:
+    if re.fullmatch(r"\W*\d{1,3}((,|\{,\})\d{3})+\W*", text):
+        return False  # one number with thousands separators: 500, 58 is not 58,500
     return "," in text and not any(mark in text for mark in ("text", "(", "[", r"\{", "=", "begin", r"\!", "and"))
 
 
@@ -48,7 +51,7 @@ RESPELLINGS: dict[str, tuple[Callable[[str], bool], Callable[[str], str]]] = {
         lambda text: text.replace(",", ", "),
     ),
     "a unit": (
-        lambda text: text[-1:].isdigit() or (text[-1:] == "}" and not any(mark in text for mark in ("text", "mbox"))),
+        lambda text: (text[-1:].isdigit() or text[-1:] == "}") and not any(mark in text for mark in ("text", "mbox")),
         lambda text: text + r" \text{ cm}^2",
     ),
     "dfrac": (lambda text: r"\frac" in text, lambda text: text.replace(r"\frac", r"\dfrac")),
